@@ -1,0 +1,23 @@
+"""askance: pretrained visual uncertainties.
+
+`embedding, uncertainty = model(image)` for any frozen backbone: one number per image that says how
+likely its representation is to be wrong. The public names are imported when first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = ("Model", "load", "open_store")  # of askance.model
+__all__ = ["Model", "__version__", "load", "open_store"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'askance' has no attribute {name!r}")
+    return getattr(import_module("askance.model"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

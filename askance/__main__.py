@@ -1,0 +1,37 @@
+"""The `askance` command: one subcommand per stage."""
+
+from typing import Annotated
+
+import typer
+
+from askance import __version__
+from askance.stages import evaluate, extract, prepare, probe, report, retrieve, train
+
+STAGES = (prepare, extract, probe, retrieve, train, evaluate, report)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+for stage in STAGES:
+    app.command(stage.__name__.rpartition(".")[2])(stage.main)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"askance {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")
+    ] = False,
+) -> None:
+    """Pretrained visual uncertainties for any frozen backbone."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

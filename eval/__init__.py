@@ -1,0 +1,1 @@
+"""Arrays to numbers: retrieval, metrics, and their intervals."""

@@ -1,0 +1,215 @@
+"""The report's charts, as SVG text.
+
+Comes in: numbers and the heads' names. Goes out: one `<svg>` element per chart, without fonts,
+dates or outside references, equal bytes for equal input. Lettering and axes are `currentColor`, so
+a chart takes on the light or dark ink of the page around it; the data colours (Okabe and Ito) keep
+their distance on both grounds and for every kind of colour vision, and each head also has its own
+marker and dash.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # matplotlib takes a second to import: only a drawing waits for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # stands for currentColor until the drawing is text
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (3, 2)), "--")
+COIN = 0.5
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a head looks in every chart."""
+
+    color: str
+    marker: str
+    dash: Any  # a matplotlib line style
+    width: float
+
+
+class Estimate(NamedTuple):
+    """One dot: a head's value on a data set, with its interval (NaN: none)."""
+
+    group: str
+    head: str
+    value: float
+    lower: float
+    upper: float
+
+
+class Point(NamedTuple):
+    """One point of a head's risk-coverage curve on a data set; a risk of None is undefined."""
+
+    group: str
+    head: str
+    coverage: float
+    risk: float | None
+
+
+def styles(heads: Sequence[str], reference: Sequence[str] = ()) -> dict[str, Style]:
+    """Give each head its colour, marker and dash; the first head has the strongest line.
+
+    A reference, which is not a head, is drawn in the ink of the text.
+    """
+    looks = {
+        head: Style(COLORS[i % 6], MARKERS[i % 6], DASHES[i % 6], 1.4 if i else 2.0)
+        for i, head in enumerate(heads)
+    }
+    return looks | dict.fromkeys(reference, Style(INK, "x", (0, (1, 2)), 1.4))
+
+
+def swatch(style: Style) -> str:
+    """Draw a head's line and marker, for a legend or beside its name in a table."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.plot([0.04, 0.96], [0.5, 0.5], color=style.color, ls=style.dash, lw=style.width)
+        axes.plot([0.5], [0.5], style.marker, color=style.color, ms=5, clip_on=False)
+
+    return _svg((0.36, 0.16), "", draw)
+
+
+def dots(estimates: Sequence[Estimate], looks: Mapping[str, Style], title: str) -> str:
+    """Draw a dot with a whisker per estimate, grouped by data set, and a line at one half.
+
+    Undefined (NaN) estimates leave their line empty.
+    """
+    groups = list(dict.fromkeys(estimate.group for estimate in estimates))
+    heads = [head for head in looks if any(head == estimate.head for estimate in estimates)]
+    step = len(heads) + 1
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.axvline(COIN, color=INK, lw=1)
+        for estimate in estimates:
+            y = groups.index(estimate.group) * step + heads.index(estimate.head)
+            _dot(axes, y, estimate, looks[estimate.head])
+        for number in range(1, len(groups)):
+            axes.axhline(number * step - 1, color=INK, alpha=0.15, lw=0.8)
+        middles = [number * step + (len(heads) - 1) / 2 for number in range(len(groups))]
+        axes.set_yticks(middles, groups, parse_math=False)
+        axes.set_ylim(len(groups) * step - 1, -1)
+        axes.set_xlim(*_range(estimates))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("R-AUROC (0.5: a coin)")
+
+    return _svg((4.6, 0.155 * step * len(groups) + 0.55), title, draw)
+
+
+def risk_coverage(points: Sequence[Point], looks: Mapping[str, Style], group: str) -> str:
+    """Draw one data set's curves: the share wrong (risk) among the most certain share (coverage).
+
+    Undefined risks are left out. The faint level line is the risk at full coverage: an uncertainty
+    that knows nothing stays near it.
+    """
+    known = sorted(
+        (point.head, point.coverage, point.risk)
+        for point in points
+        if point.group == group and point.risk is not None and math.isfinite(point.risk)
+    )
+    level = max(known, key=lambda point: point[1], default=None)
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        if level:
+            axes.axhline(level[2], color=INK, alpha=0.4, lw=0.8)
+        for head, look in reversed(list(looks.items())):  # the first head lies on top
+            curve = [(coverage, risk) for name, coverage, risk in known if name == head]
+            if curve:
+                axes.plot(*zip(*curve, strict=True), color=look.color, ls=look.dash, lw=look.width)
+        axes.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_ylim(0, 1.08 * max([0.05, *(risk for _, _, risk in known)]))
+        axes.set_title(group, parse_math=False)
+        axes.grid()
+
+    return _svg((2.4, 2.0), f"Risk by coverage on {group}", draw)
+
+
+def _dot(axes: "Axes", y: int, estimate: Estimate, look: Style) -> None:
+    if math.isfinite(estimate.lower) and math.isfinite(estimate.upper):
+        axes.hlines(y, estimate.lower, estimate.upper, color=look.color, lw=1.6)
+    if math.isfinite(estimate.value):
+        axes.plot([estimate.value], [y], look.marker, color=look.color, ms=5)
+
+
+def _range(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    numbers = [number for estimate in estimates for number in estimate[2:]]
+    finite = [number for number in numbers if math.isfinite(number)]
+    return min([0.4, *finite]) - 0.015, max([0.6, *finite]) + 0.015
+
+
+@contextmanager
+def _look() -> Iterator[None]:
+    """Set matplotlib's own defaults, then ours, for the time of one drawing."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        # A name in a script matplotlib has no letters for: the browser has.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        mpl.rcdefaults()
+        mpl.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "askance",
+                "text.color": INK,
+                "axes.edgecolor": INK,
+                "axes.labelcolor": INK,
+                "xtick.color": INK,
+                "ytick.color": INK,
+                "grid.color": INK,
+                "grid.alpha": 0.12,
+                "grid.linewidth": 0.8,
+                "axes.axisbelow": True,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.linewidth": 0.8,
+                "axes.titlesize": 10,
+                "axes.titleweight": "bold",
+                "font.size": 9,
+                "lines.markeredgewidth": 1.4,
+            }
+        )
+        yield
+
+
+def _svg(size: tuple[float, float], title: str, draw: Callable[["Figure"], None]) -> str:
+    with _look():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout=None if title == "" else "constrained")
+        draw(figure)
+        sink = io.StringIO()
+        dateless = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(sink, format="svg", transparent=True, metadata=dateless)
+    return _embeddable(sink.getvalue(), title)
+
+
+def _embeddable(svg: str, title: str) -> str:
+    """Cut a drawing down to its element, in the page's ink and font, with only the ids it uses."""
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").strip()
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
+    used = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda i: i[0] if i[1] in used else "", svg)
+    name = f' role="img" aria-label="{_attribute(title)}"' if title else ' aria-hidden="true"'
+    return svg.replace("<svg", f"<svg{name}", 1)
+
+
+def _attribute(text: str) -> str:
+    for mark, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(mark, entity)
+    return text

@@ -1,0 +1,1 @@
+"""Images to arrays: sources, shards, views, the backbone, and the feature store."""

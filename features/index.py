@@ -1,0 +1,120 @@
+"""The index: the table of a set's samples, one row each.
+
+Comes in: rows from a source. Goes out: `index.parquet`, and the `Index` every later stage reads.
+Row `i` of the index is row `i` of every array made from the set.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from askance.pipeline.artifacts import atomic
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # a path (relative: to the index) or a URL
+        pa.field("position", pa.int64(), nullable=False),  # the sample's number in its shard
+        pa.field("offset", pa.int64(), nullable=False),  # of the image's first byte in the shard
+        pa.field("size", pa.int64(), nullable=False),  # of the image, in bytes
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # "" where the source has none
+        pa.field("votes", pa.list_(pa.int32())),  # null where nobody voted
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A set's samples, and where its shards lie.
+
+    `classes` names the labels: {label: name}; empty where the source has numbers only.
+    """
+
+    folder: Path
+    table: pa.Table
+    classes: dict[int, str]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return self.table["key"].to_pylist()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The labels, (n,) int32."""
+        return self.table["label"].to_numpy()
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all that decides the rows' content: not of where the shards lie."""
+        names = pc.replace_substring_regex(self.table["shard"], "^.*/", "")
+        column = self.table.schema.get_field_index("shard")
+        table = self.table.set_column(column, "shard", names).cast(SCHEMA).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SCHEMA) as stream:
+            stream.write_table(table)
+        return hashlib.sha256(sink.getvalue()).hexdigest()
+
+    def location(self, shard: str) -> str:
+        """Return the path or URL of `shard`, resolved against the index's folder."""
+        return shard if "://" in shard else str(self.folder / shard)
+
+
+def write_index(folder: Path, table: pa.Table, classes: dict[int, str]) -> Index:
+    """Write `folder/index.parquet` and return it as an `Index`.
+
+    Raises:
+        ValueError: there is no row, or two rows have one key.
+    """
+    if not table.num_rows:
+        raise ValueError(f"expected samples for {folder}, got none: check its source and filters")
+    check_keys(table, place)
+    names = json.dumps({str(label): name for label, name in sorted(classes.items())})
+    table = table.cast(SCHEMA).replace_schema_metadata({"classes": names})
+    with atomic(folder / "index.parquet") as temporary:
+        pq.write_table(table, temporary)
+    return Index(folder, table, classes)
+
+
+def read_index(folder: Path) -> Index:
+    """Read the index of the set prepared in `folder`."""
+    path = folder / "index.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a prepared set in {folder}, got no {path}: run prepare")
+    table = pq.read_table(path)
+    names = json.loads((table.schema.metadata or {}).get(b"classes", b"{}"))
+    return Index(folder, table.cast(SCHEMA), {int(label): name for label, name in names.items()})
+
+
+def place(row: dict[str, Any]) -> str:
+    """Say where a row's image lies."""
+    return f"{row['shard']} (sample {row['position']})"
+
+
+def check_keys(table: pa.Table, where: Callable[[dict[str, Any]], str]) -> None:
+    """Check that no two rows have one key; `where` says where a row comes from.
+
+    Raises:
+        ValueError: two have; it names the place of both.
+    """
+    if pc.count_distinct(table["key"]).as_py() == len(table):
+        return
+    counts = pc.value_counts(table["key"])
+    key = counts.field("values")[int(np.argmax(counts.field("counts")))].as_py()
+    twins = table.filter(pc.equal(table["key"], key))
+    places = " and ".join(where(row) for row in twins.slice(0, 2).to_pylist())
+    raise ValueError(
+        f"expected one sample per key, got {len(twins)} with the key {key!r}: {places}"
+    )

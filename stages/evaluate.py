@@ -1,0 +1,223 @@
+"""evaluate: heads, stores and neighbours to metrics, per-query tables and curves."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from askance.pipeline.artifacts import atomic, write_json
+from askance.pipeline.command import command
+from askance.pipeline.progress import progress
+from askance.pipeline.provenance import machine, versions
+
+if TYPE_CHECKING:
+    from askance.eval.summary import Queries, Row, Scores
+    from askance.features.store import FeatureStore
+    from askance.heads.checkpoint import SavedHead
+
+NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
+
+
+def run(
+    models: Annotated[Path, typer.Argument(help="the folder of heads")],
+    probe: Annotated[Path, typer.Argument(help="the store with the upstream classifier")],
+    stores: Annotated[Path, typer.Argument(help="the folder of feature stores")],
+    neighbours: Annotated[Path, typer.Argument(help="the folder of neighbours")],
+    out: Annotated[Path, typer.Argument(help="the folder of results to write")],
+    *,
+    sets: Annotated[list[str], typer.Option(help="the sets to evaluate on; repeat for more")],
+    upstream: Annotated[
+        list[str], typer.Option(help="those among them whose classes are the upstream's")
+    ],
+    resamples: Annotated[int, typer.Option(min=1, help="of the bootstrap")] = 1000,
+) -> None:
+    """Score every query with every head, and ask how well that foretold a wrong neighbour."""
+    from askance.eval.summary import average, curve, nested, summarise
+    from askance.features.store import FeatureStore
+
+    heads = _heads(models)
+    losses = FeatureStore.open(probe)
+    summaries, curves, described = [], [], []
+    with progress("evaluate", len(sets), "sets") as advance:
+        for name in sets:
+            store = FeatureStore.open(stores / f"{name}.zarr")
+            table = _neighbours(neighbours / f"{name}.parquet", store)
+            queries = _queries(name, table, store, losses if name in upstream else None)
+            scores = [*_scores(heads, store), _reference(table)]
+            summaries.append(summarise(queries, scores, resamples))
+            curves += [point for head in scores for point in curve(queries, head)]
+            _write_queries(out / "queries" / f"{name}.parquet", table, heads, scores)
+            described.append(_described(name, name in upstream, store))
+            advance(1)
+    rows = [row for summary in summaries for row in summary.rows] + average(summaries)
+    with atomic(out / "table.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    write_json(out / "curves.json", curves)
+    write_json(out / "metrics.json", nested(rows))
+    write_json(out / "run.json", _about(heads, losses, described))
+    print(_best(rows))
+
+
+def _heads(folder: Path) -> list[list["SavedHead"]]:
+    """Read all heads: a list per name, its seeds in order, in the order they were asked for."""
+    from askance.heads.checkpoint import load
+
+    saved = [load(path) for path in folder.glob("*.safetensors")]
+    if not saved:
+        raise FileNotFoundError(f"expected heads in {folder}, got none: run train")
+    saved.sort(key=lambda head: (head.note["place"], head.seed))
+    return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
+
+
+def _neighbours(path: Path, store: "FeatureStore") -> pa.Table:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected the neighbours of {store.path}, got no {path}: run retrieve"
+        )
+    table = pq.read_table(path)
+    if not np.array_equal(table["row"].to_numpy(), store.rows):
+        raise ValueError(
+            f"expected the {len(store.rows)} rows of {store.path}, got {len(table)}"
+            f" others in {path}: run retrieve again"
+        )
+    return table
+
+
+def _queries(
+    name: str, table: pa.Table, store: "FeatureStore", losses: "FeatureStore | None"
+) -> "Queries":
+    """Join a set's hits with what the upstream classifier says, if it knows the classes."""
+    from askance.eval.summary import Queries
+
+    hit = table["hit"].to_numpy()
+    if losses is None:
+        return Queries(name, hit)
+    from askance.features.classify import Classifier, scores
+
+    columns = losses.array("classifier/label")[:]
+    label = store.labels[store.rows]
+    foreign = np.setdiff1d(label, columns)
+    if len(foreign) or store.index.classes != losses.index.classes:
+        raise ValueError(
+            f"expected the classes of the upstream store in {store.path}, got others (labels such"
+            f" as {foreign[:3].tolist()}): leave {name} out of evaluate.upstream"
+        )
+    weight, bias = (np.asarray(losses.array(f"classifier/{n}")[:]) for n in ("weight", "bias"))
+    column = np.searchsorted(columns, label)
+    logits = Classifier(weight, bias).logits(store.embedding("plain"))
+    loss = scores(logits[:, None], column)["loss"][:, 0]
+    return Queries(name, hit, logits.argmax(1) == column, loss)
+
+
+def _scores(heads: list[list["SavedHead"]], store: "FeatureStore") -> list["Scores"]:
+    import torch
+
+    from askance.eval.summary import Scores
+
+    views = [torch.from_numpy(store.embedding(view)) for view in ("plain", "crop")]
+    found = []
+    for seeds in heads:
+        for saved in seeds:
+            saved.check_backbone(store.backbone, str(store.path))
+        plain, cropped = (
+            np.stack([saved.head.uncertainty(view).double().numpy() for saved in seeds])
+            for view in views
+        )
+        found.append(Scores(seeds[0].name, [saved.seed for saved in seeds], plain, cropped))
+    return found
+
+
+def _reference(table: pa.Table) -> "Scores":
+    """Return 1 - similarity of the neighbour, as if it were a head."""
+    from askance.eval.summary import Scores
+
+    return Scores(NEIGHBOUR_DISTANCE, [0], 1 - table["similarity"].to_numpy()[None])
+
+
+def _write_queries(
+    path: Path, table: pa.Table, heads: list[list["SavedHead"]], scores: list["Scores"]
+) -> None:
+    """Write one row per query: its neighbour, each head's and seed's score, and percentiles."""
+    for head in scores:
+        for seed, plain in zip(head.seeds, head.plain, strict=True):
+            table = table.append_column(f"uncertainty/{head.head}/{seed}", pa.array(plain))
+    for seeds, head in zip(heads, scores, strict=False):  # all but the reference
+        each = [saved.percentile(plain) for saved, plain in zip(seeds, head.plain, strict=True)]
+        table = table.append_column(f"percentile/{head.head}", pa.array(np.mean(each, axis=0)))
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _described(name: str, upstream: bool, store: "FeatureStore") -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "upstream" if upstream else "zero-shot",
+        "queries": len(store.rows),
+        "refused": len(store.status) - len(store.rows),
+        "classes": len(np.unique(store.labels[store.rows])),
+    }
+
+
+def _about(
+    heads: list[list["SavedHead"]], losses: "FeatureStore", sets: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Describe the run for the report."""
+    from askance.eval.metrics import spearman
+
+    first = heads[0][0]
+    loss: dict[str, Any] = {"classifier": "own", "mean": float(losses.read("loss").mean())}
+    if "loss_in_sample" in losses.group:
+        inside, crossed = losses.read("loss_in_sample").ravel(), losses.read("loss").ravel()
+        loss = {
+            "classifier": "fitted",
+            "in_sample": float(inside.mean()),
+            "cross_fitted": float(crossed.mean()),
+            "spearman": spearman(inside, crossed),
+        }
+    return {
+        **first.backbone,
+        "machine": machine(),
+        "versions": versions(),
+        "upstream": {
+            "name": first.note["upstream"],
+            "rows": len(losses.rows),
+            "refused": len(losses.status) - len(losses.rows),
+            "classes": len(np.unique(losses.labels[losses.rows])),
+            "views": list(losses.views),
+        },
+        "sets": sets,
+        "heads": [
+            {
+                "name": seeds[0].name,
+                "seeds": [saved.seed for saved in seeds],
+                "trained": seeds[0].head.trained,
+                "needs_classifier": seeds[0].head.needs_classifier,
+            }
+            for seeds in heads
+        ]
+        + [{"name": NEIGHBOUR_DISTANCE, "seeds": [0], "trained": False, "reference": True}],
+        "training": {name: first.note[name] for name in ("steps", "batch", "lr")},
+        "loss": loss,
+    }
+
+
+def _best(rows: list["Row"]) -> str:
+    """Return a line per head with its R-AUROC averaged over the zero-shot sets."""
+    from askance.eval.summary import AVERAGE, MEAN
+
+    lines = [
+        f"{row['head']:>20}  R-AUROC {row['value']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
+        for row in rows
+        if (row["set"], row["seed"], row["metric"]) == (AVERAGE, MEAN, "r_auroc")
+    ]
+    return "\n".join(["averaged over the zero-shot sets:", *lines])
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    typer.run(main)

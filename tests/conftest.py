@@ -1,0 +1,124 @@
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from askance.features.views import View
+
+# Shared machines stall: a slow example is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session")
+def write_tar():
+    """Return a function that writes {member, or its TarInfo: bytes} as a tar to a path."""
+
+    def write(path, members):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            for name, data in members.items():
+                entry = tarfile.TarInfo(name) if isinstance(name, str) else name
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """Return a function that encodes a Pillow image, or random pixels made from a seed."""
+
+    def encode(image=0, extension="png", size=(24, 20), **options):
+        if isinstance(image, int):
+            pixels = np.random.default_rng(image).integers(256, size=(*size[::-1], 3))
+            image = Image.fromarray(pixels.astype(np.uint8))
+        content = io.BytesIO()
+        image.save(content, "jpeg" if extension == "jpg" else extension, **options)
+        return content.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def make_set(write_tar, encode):
+    """Return a function that prepares a set: {key: (image bytes, label)}, in shards of `per`."""
+
+    def make(folder, samples=None, per=10, n=25, classes=3):
+        from askance.stages.prepare import run
+
+        if samples is None:
+            samples = {f"k{i:03}": (encode(i), i % classes) for i in range(n)}
+        items = list(samples.items())
+        for start in range(0, len(items), per):
+            members = {}
+            for key, (content, label) in items[start : start + per]:
+                members |= {f"{key}.png": content, f"{key}.cls": str(label).encode()}
+            write_tar(folder / "shards" / f"s{start // per}.tar", members)
+        run(folder / "set", [f"shards 'path={folder}/shards/s*.tar'"])
+        return folder / "set"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Return a function that writes fixed random weights of a tiny timm model with `classes`."""
+    from safetensors.torch import save_file
+
+    from askance.features import backbone  # mends torchvision before timm is imported
+
+    def write(name="test_vit", classes=3, seed=0, **options):
+        path = tmp_path_factory.mktemp("weights") / f"{name}-{classes}-{seed}.safetensors"
+        torch.manual_seed(seed)
+        network = backbone.timm.create_model(name, num_classes=classes, **options)
+        save_file(network.state_dict(), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def extract(checkpoint):
+    """Return a function that runs the extract stage with a tiny ViT at 32 pixels."""
+    weights = checkpoint(img_size=32)
+
+    def extract(data, out, **options):
+        from askance.stages.extract import run
+
+        defaults = {
+            "views": ["plain", "augment"],
+            "backbone": "test_vit",
+            "weights": str(weights),
+            "size": 32,
+            "block": 8,
+            "batch": 8,
+            "dtype": "float32",
+            "device": "cpu",
+        }
+        options = defaults | options
+        options["views"] = [View(view) for view in options["views"]]
+        run(data, out, **options)
+        return out
+
+    return extract
+
+
+@pytest.fixture(scope="session")
+def write_shard(write_tar):
+    """Return a function that writes samples (key, label) as a shard, and returns its path."""
+
+    def write(path, *samples):
+        members = {}
+        for key, label in samples:
+            members |= {f"{key}.jpg": key.encode(), f"{key}.cls": str(label).encode()}
+        return str(write_tar(path, members))
+
+    return write

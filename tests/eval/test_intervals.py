@@ -1,0 +1,112 @@
+"""Laws, oracles and failures of the bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from askance.eval import intervals
+from askance.eval.intervals import interval, resample, weighted_aurc, weighted_r_auroc
+from askance.eval.metrics import aurc, r_auroc
+from askance.pipeline.seeding import generator
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
+
+PAIRS = [(weighted_r_auroc, r_auroc), (weighted_aurc, aurc)]
+
+
+def a_case(n=40, runs=3, levels=9):
+    rng = np.random.default_rng(0)
+    hit = rng.random(n) < 0.6
+    uncertainty = rng.integers(levels, size=(runs, n)) - 2.0 * hit
+    return uncertainty, hit
+
+
+@given(st.data())
+@pytest.mark.parametrize(("weighted", "plain"), PAIRS)
+def test_weights_stand_for_repeated_queries(weighted, plain, data):
+    n = data.draw(st.integers(1, 20))
+    uncertainty = np.sort(data.draw(arrays(np.float64, n, elements=st.integers(0, 6).map(float))))
+    hit = data.draw(arrays(bool, n))
+    drawn = data.draw(arrays(np.int64, (3, n), elements=st.integers(0, n - 1)))
+    count = np.stack([np.bincount(each, minlength=n) for each in drawn], axis=1)
+    start = np.unique(uncertainty, return_index=True)[1]
+    np.testing.assert_allclose(
+        weighted(count, ~hit, start),
+        [plain(uncertainty[each], hit[each]) for each in drawn],
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("cells", [1, 100, intervals.CELLS])
+@pytest.mark.parametrize(("weighted", "plain"), PAIRS)
+def test_resamples_equal_a_plain_loop_over_the_same_draws(weighted, plain, cells, monkeypatch):
+    monkeypatch.setattr(intervals, "CELLS", cells)
+    uncertainty, hit = a_case()
+    rng = generator("bootstrap", 7)
+    values = []
+    for _ in range(50):
+        drawn = rng.integers(len(hit), size=len(hit))
+        values.append(np.mean([plain(run[drawn], hit[drawn]) for run in uncertainty]))
+    found = resample(weighted, uncertainty, hit, resamples=50, seed=7)
+    np.testing.assert_allclose(found, values, rtol=0, atol=1e-12)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=15, max_size=15, unique=True))
+@pytest.mark.parametrize("weighted", [weighted_r_auroc, weighted_aurc])
+def test_any_increasing_map_leaves_the_resamples(weighted, image):
+    uncertainty, hit = a_case()
+    levels, group = np.unique(uncertainty, return_inverse=True)
+    mapped = np.array(sorted(image)[: len(levels)])[group.reshape(uncertainty.shape)]
+    np.testing.assert_array_equal(
+        resample(weighted, mapped, hit, 40), resample(weighted, uncertainty, hit, 40)
+    )
+
+
+def test_runs_and_heads_share_their_draws_and_seeds_do_not():
+    uncertainty, hit = a_case()
+    each = [resample(weighted_aurc, run[None], hit, 40) for run in uncertainty]
+    together = resample(weighted_aurc, uncertainty, hit, 40)
+    np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=0, atol=1e-12)
+    assert (together != resample(weighted_aurc, uncertainty, hit, 40, seed="birds")).any()
+
+
+def test_resamples_without_a_miss_are_nan_and_dropped():
+    uncertainty, hit = np.arange(30.0)[None], np.arange(30) < 29
+    rng = generator("bootstrap", 0)
+    without = [(rng.integers(30, size=30) != 29).all() for _ in range(200)]
+    assert 0 < sum(without) < 200
+    found = resample(weighted_r_auroc, uncertainty, hit, 200)
+    np.testing.assert_array_equal(np.isnan(found), without)
+    assert interval(found) == (1, 1)
+    assert np.isfinite(resample(weighted_aurc, uncertainty, hit, 200)).all()
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_without_any_miss_the_interval_is_nan(n):
+    found = resample(weighted_r_auroc, np.zeros((2, n)), np.ones(n, bool), 20)
+    np.testing.assert_array_equal(found, np.full(20, np.nan))
+    np.testing.assert_array_equal(interval(found), np.nan)
+
+
+def test_about_95_of_100_intervals_cover_the_truth():
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(1 / np.sqrt(2))  # misses lie one standard deviation above hits
+    covered = 0
+    for seed in range(300):
+        hit = rng.random(150) < 0.6
+        found = resample(weighted_r_auroc, rng.normal(~hit)[None], hit, 200, seed)
+        lower, upper = interval(found)
+        covered += lower <= truth <= upper
+    assert 0.90 < covered / 300 < 0.98
+
+
+def test_uncertainties_that_are_not_finite_are_never_ranked():
+    uncertainty, hit = a_case()
+    uncertainty[1, 5] = np.nan
+    with pytest.raises(ValueError, match=r"got 1 of 120 that are not, the first in row 5 \(nan\)"):
+        resample(weighted_r_auroc, uncertainty, hit)

@@ -1,0 +1,186 @@
+"""Laws, oracle, golden numbers and failures of the neighbour search."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from askance.eval import retrieval
+from askance.eval.metrics import r_auroc
+from askance.eval.retrieval import neighbours
+
+# A busy machine is no failure; faiss's threads make it slow there.
+settings.register_profile("few", deadline=None, max_examples=40)
+settings.load_profile("few")
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "eval.npz"
+
+
+@st.composite
+def coarse(draw):
+    """Embeddings of few values: duplicates, scaled duplicates, zero vectors and ties abound."""
+    shape = draw(st.integers(2, 30)), draw(st.integers(1, 4))
+    return draw(arrays(np.float32, shape, elements=st.integers(-2, 2).map(float)))
+
+
+def oracle(embedding):
+    """Compare every pair, straight from the definition."""
+    rows = embedding.astype(np.float64)
+    norms = [math.sqrt(math.fsum(row * row)) or 1.0 for row in rows]
+    found = []
+    for i, a in enumerate(rows):
+        cosine = [
+            -math.inf if i == j else math.fsum(a * b) / (norms[i] * norms[j])
+            for j, b in enumerate(rows)
+        ]
+        cosine = [min(1.0, value) for value in cosine]
+        found.append((cosine.index(max(cosine)), max(cosine)))
+    return [row for row, _ in found], [similarity for _, similarity in found]
+
+
+def check(embedding):
+    found = neighbours(embedding)
+    row, similarity = oracle(embedding)
+    np.testing.assert_array_equal(found.row, row)
+    np.testing.assert_allclose(found.similarity, similarity, rtol=0, atol=1e-14)
+    return found
+
+
+@given(coarse())
+def test_neighbours_equal_the_definition_with_ties_and_duplicates(embedding):
+    check(embedding)
+
+
+def test_neighbours_equal_the_definition_on_random_rows():
+    rng = np.random.default_rng(0)
+    check(rng.normal(size=(150, 33)).astype(np.float32))
+
+
+def test_more_duplicates_than_candidates_are_settled_by_row_number():
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(120, 16)).astype(np.float32)
+    twins = rng.permutation(120)[: 5 * retrieval.CANDIDATES]
+    embedding[twins] = embedding[twins[0]]
+    found = check(embedding)
+    first, second = np.sort(twins)[:2]
+    others = np.setdiff1d(twins, first)
+    assert found.row[first] == second
+    assert set(found.row[others]) == {first}
+    np.testing.assert_array_equal(found.similarity[twins], found.similarity[first])
+
+
+@pytest.mark.parametrize("noise", [5e-4, 1e-5])
+def test_differences_below_the_error_of_float32_are_seen(noise):
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=64)
+    embedding = (centre + noise * rng.normal(size=(100, 64))).astype(np.float32)
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    score = unit @ unit.T - 2 * np.eye(100, dtype=np.float32)
+    found = check(embedding)
+    assert (score.argmax(axis=1) != found.row).sum() > 10, "float32 alone would do"
+
+
+def test_similarity_stays_within_one():
+    row = np.random.default_rng(0).normal(size=(1, 50)).astype(np.float32)
+    found = neighbours(np.concatenate([row * (i + 1) for i in range(40)]))
+    assert found.similarity.max() <= 1
+
+
+@given(coarse())
+def test_no_row_is_its_own_neighbour(embedding):
+    assert (neighbours(embedding).row != np.arange(len(embedding))).all()
+
+
+@given(coarse(), st.randoms(use_true_random=False))
+def test_order_of_rows_changes_nothing_but_the_choice_among_ties(embedding, random):
+    order = np.array(random.sample(range(len(embedding)), len(embedding)))
+    found, moved = neighbours(embedding), neighbours(embedding[order])
+    np.testing.assert_array_equal(moved.similarity, found.similarity[order])
+
+
+def test_order_of_rows_changes_nothing_without_ties():
+    rng = np.random.default_rng(1)
+    embedding, order = rng.normal(size=(50, 8)).astype(np.float32), rng.permutation(50)
+    found, moved = neighbours(embedding), neighbours(embedding[order])
+    np.testing.assert_array_equal(order[moved.row], found.row[order])
+
+
+@given(coarse(), st.integers(-20, 20))
+def test_length_of_rows_does_not_matter(embedding, power):
+    length = np.exp2(power * np.cos(np.arange(len(embedding))).round()).astype(np.float32)
+    found, scaled = neighbours(embedding), neighbours(embedding * length[:, None])
+    np.testing.assert_array_equal(scaled.row, found.row)
+    np.testing.assert_array_equal(scaled.similarity, found.similarity)
+
+
+@given(embedding=coarse())
+def test_blocks_do_not_show(embedding):
+    whole = neighbours(embedding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "QUERIES", 7)
+        patch.setattr(retrieval, "CELLS", 50)
+        cut = neighbours(embedding)
+    np.testing.assert_array_equal(cut.row, whole.row)
+    np.testing.assert_array_equal(cut.similarity, whole.similarity)
+
+
+def test_zero_vectors_are_similar_to_nothing():
+    found = neighbours(np.array([[1, 0], [-1, 0], [0, 0], [0, 0]], np.float32))
+    np.testing.assert_array_equal(found.row, [2, 2, 0, 0])
+    np.testing.assert_array_equal(found.similarity, 0)
+
+
+@pytest.mark.parametrize("value", [1e-44, 3e38])
+def test_extreme_lengths_neither_vanish_nor_overflow(value):
+    found = neighbours(np.array([[value, value], [1, 0.5], [-1, 1]], np.float32))
+    np.testing.assert_array_equal(found.row, [1, 0, 0])
+
+
+def test_advance_counts_every_query(monkeypatch):
+    monkeypatch.setattr(retrieval, "QUERIES", 20)
+    counts = []
+    neighbours(np.eye(50, dtype=np.float32), counts.append)
+    assert counts == [20, 20, 10]
+
+
+PREFIXES = {"r1": ("correct", "recall", "auroc_correct")}
+PREFIXES |= {
+    f"val.soft.{s}": ("own_correct", "own_r1", "own_auroc_correct") for s in ("up", "down")
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_retrieval_equals_the_published_program(prefix):
+    golden = np.load(GOLDEN)
+    correct, recall, auroc = (golden[f"{prefix}.{name}"] for name in PREFIXES[prefix])
+    found = neighbours(golden[f"{prefix}.features"])
+    hit = (labels := golden[f"{prefix}.targets"]) == labels[found.row]
+    np.testing.assert_array_equal(hit, correct)
+    np.testing.assert_allclose(hit.mean(), recall, rtol=1e-6)
+    # Theirs went through float32.
+    np.testing.assert_allclose(r_auroc(golden[f"{prefix}.unc"], hit), auroc, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_lone_row_is_refused(rows):
+    with pytest.raises(ValueError, match=f"at least two rows, got {rows}: a lone row has no"):
+        neighbours(np.ones((rows, 3), np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_refused(value):
+    embedding = np.ones((9, 3), np.float32)
+    embedding[[4, 7], 1] = value
+    with pytest.raises(ValueError, match="NaN or infinity in 2 of 9 rows, the first is row 4"):
+        neighbours(embedding)
+
+
+def test_missing_faiss_names_the_extras(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"install askance\[cpu\], or askance\[gpu\]"):
+        neighbours(np.ones((2, 2), np.float32))

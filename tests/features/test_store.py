@@ -1,0 +1,206 @@
+"""The store: gives back what was written, survives kills, and never mixes two fingerprints."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from askance.features.blocks import plan
+from askance.features.index import SCHEMA, write_index
+from askance.features.store import Array, FeatureStore, Layout, StoreWriter
+
+
+def index(folder, n=10):
+    rows = [
+        {
+            "key": f"k{i}",
+            "shard": f"s{i % 2}.tar",
+            "position": i,
+            "offset": i,
+            "size": 1,
+            "label": i % 3,
+            "split": "",
+            "votes": None,
+        }
+        for i in range(n)
+    ]
+    return write_index(folder, pa.Table.from_pylist(rows, schema=SCHEMA), {0: "a", 1: "b", 2: "c"})
+
+
+def layout(block=4, seed=0, dtype="float32"):
+    content = {"views": ["plain", "augment"], "seed": seed, "mean": (0.5, 0.5)}
+    return Layout({"embedding": Array((2, 3), dtype, (1, 3))}, block, content)
+
+
+def values(block, seed=0):
+    random = np.random.default_rng([seed, block.number])
+    return {"embedding": random.normal(size=(len(block.rows), 2, 3)).astype(np.float32)}
+
+
+def write_all(writer, refused=()):
+    writer.open()
+    for block in writer.missing():
+        arrays = values(block)
+        bad = {row: "no image" for row in block.rows if row in refused}
+        arrays["embedding"][[row - block.start for row in bad]] = np.nan
+        writer.write(block, arrays, bad)
+    return writer.finish()
+
+
+def content(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@given(st.integers(1, 200), st.integers(1, 50))
+def test_blocks_cover_every_row_once(rows, block):
+    blocks = plan(rows, block)
+    assert [row for b in blocks for row in b.rows] == list(range(rows))
+    assert all(len(b.rows) == block for b in blocks[:-1])
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 10, 64])
+def test_a_store_gives_back_what_was_written(tmp_path, block):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(block), index(tmp_path))
+    write_all(writer)
+    store = FeatureStore.open(tmp_path / "a.zarr")
+    expected = np.concatenate([values(b)["embedding"] for b in plan(10, block)])
+    np.testing.assert_array_equal(store.read("embedding"), expected)
+    np.testing.assert_array_equal(store.embedding("augment"), expected[:, 1])
+    np.testing.assert_array_equal(store.labels, np.arange(10) % 3)
+    assert store.keys == [f"k{i}" for i in range(10)]
+
+
+def test_notebooks_open_it_with_zarr_and_dask_and_see_nothing_else(tmp_path):
+    import dask.array
+
+    write_all(StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)))
+    group = zarr.open(tmp_path / "a.zarr", mode="r")
+    assert sorted(name for name, _ in group.members()) == ["embedding", "label", "status"]
+    lazy = dask.array.from_zarr(str(tmp_path / "a.zarr"), component="embedding")
+    np.testing.assert_array_equal(lazy.max(axis=0).compute(), group["embedding"][:].max(axis=0))
+    assert group["embedding"].compressors == ()
+    assert group["embedding"].chunks == (4, 1, 3)
+
+
+def test_an_unfinished_store_is_refused_with_what_is_left(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    writer.open()
+    writer.write(writer.missing()[0], values(writer.blocks[0]), {})
+    with pytest.raises(ValueError, match="6 of 10 rows not done: run extract again"):
+        FeatureStore.open(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="expected a store of format askance-features/1 at .*none"):
+        FeatureStore.open(tmp_path / "nothing.zarr")
+
+
+def test_a_resumed_store_equals_an_unbroken_one_byte_for_byte(tmp_path):
+    rows = index(tmp_path)
+    write_all(StoreWriter(tmp_path / "whole" / "a.zarr", layout(), rows))
+    broken = StoreWriter(tmp_path / "broken" / "a.zarr", layout(), rows)
+    broken.open()
+    broken.write(broken.blocks[1], values(broken.blocks[1]), {})
+    # Killed while block 0 was being written: its arrays are there, its record is not.
+    group = zarr.open_group(broken.path)
+    group["embedding"][0:4] = 7
+    litter = broken.path / "embedding" / "c" / "0" / "0" / "x.partial"
+    litter.write_bytes(b"half a chunk")
+    again = StoreWriter(broken.path, layout(), rows)
+    assert again.open() == f"{broken.path}: continuing"
+    assert [b.number for b in again.missing()] == [0, 2]
+    assert not litter.exists()
+    write_all(again)
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
+def test_another_fingerprint_sets_the_old_store_aside_and_takes_it_back(tmp_path):
+    path, rows = tmp_path / "a.zarr", index(tmp_path)
+    write_all(StoreWriter(path, layout(seed=0), rows))
+    old = content(path)
+    other = StoreWriter(path, layout(seed=1), rows)
+    assert other.open().startswith(f"{path}: seed changed; the old store is set aside as a.zarr.")
+    write_all(other)
+    back = StoreWriter(path, layout(seed=0), rows)
+    message = back.open()
+    assert "seed changed" in message
+    assert "taken back a.zarr." in message
+    assert back.missing() == []
+    assert content(path) == old
+
+
+def test_rows_written_and_refused_add_up_and_refusals_are_told(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    refused = write_all(writer, refused={2, 9})
+    assert refused.to_pylist() == [
+        {"row": 2, "key": "k2", "shard": "s0.tar", "reason": "no image"},
+        {"row": 9, "key": "k9", "shard": "s1.tar", "reason": "no image"},
+    ]
+    assert pq.read_table(tmp_path / "a.zarr" / "status" / "refused.parquet").equals(refused)
+    store = FeatureStore.open(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(store.rows, [0, 1, 3, 4, 5, 6, 7, 8])
+    assert np.isfinite(store.read("embedding")).all()
+
+
+def test_lost_rows_fail_the_accounts(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    write_all(writer)
+    zarr.open_group(writer.path)["status"][4] = 0
+    with pytest.raises(
+        ValueError, match=r"expected rows written \+ refused = rows .*s0.tar \(4 of 5\)"
+    ):
+        writer.finish()
+    zarr.open_group(writer.path)["status"][4] = 2
+    with pytest.raises(ValueError, match="expected 0 rows of status refused, got 1"):
+        writer.finish()
+
+
+def test_a_value_outside_float16_is_an_error_not_a_clip(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(dtype="float16"), index(tmp_path))
+    writer.open()
+    arrays = values(writer.blocks[0])
+    arrays["embedding"][1, 1, 1] = 70_000
+    with pytest.raises(ValueError, match=r"embedding within the range of float16, got 70000.0"):
+        writer.write(writer.blocks[0], arrays, {})
+    assert len(writer.missing()) == 3
+
+
+def test_one_block_has_one_writer(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    writer.open()
+    block = writer.blocks[0]
+    writer.write(block, values(block), {})
+    with pytest.raises(AssertionError, match="block 0 has two writers"):
+        writer.write(block, values(block), {})
+
+
+def test_every_block_has_a_record_with_checksums(tmp_path):
+    import hashlib
+
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    write_all(writer, refused={5})
+    record = json.loads((writer.path / "status" / "blocks" / "00001.json").read_text())
+    stored = zarr.open_group(writer.path)["embedding"][4:8]
+    assert record["rows"] == [4, 8]
+    assert record["refused"] == {"5": "no image"}
+    assert record["sha256"] == {"embedding": hashlib.sha256(stored.tobytes()).hexdigest()}
+
+
+def test_a_wrong_view_or_array_names_those_there_are(tmp_path):
+    write_all(StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)))
+    store = FeatureStore.open(tmp_path / "a.zarr")
+    with pytest.raises(
+        ValueError, match=r"expected one of the views \('plain', 'augment'\) .*'crop'"
+    ):
+        store.embedding("crop")
+    with pytest.raises(ValueError, match="expected an array 'loss' in .*, got embedding, label"):
+        store.read("loss")
+
+
+def test_a_missing_array_is_refused_before_anything_is_written(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    writer.open()
+    with pytest.raises(ValueError, match=r"expected \['embedding'\], got \[\]"):
+        writer.write(writer.blocks[0], {}, {})

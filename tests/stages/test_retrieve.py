@@ -1,0 +1,110 @@
+"""The stage on a tiny store: its table, its summary, its refusals."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+
+from askance.features.index import write_index
+from askance.features.store import Array, Layout, StoreWriter
+from askance.stages.retrieve import main, run
+
+DEGREES = [0, 10, 14, 90, 97, 100]
+LABELS = [5, 5, 6, 6, 7, 7]
+REFUSED = 4
+
+
+@pytest.fixture
+def writer(tmp_path):
+    n = len(LABELS)
+    columns = {"key": [f"k{i}" for i in range(n)], "shard": ["s"] * n, "position": range(n)}
+    columns |= {"offset": range(n), "size": [1] * n, "label": LABELS, "split": [""] * n}
+    index = write_index(tmp_path / "set", pa.table({**columns, "votes": [None] * n}), {})
+    layout = Layout(
+        {"embedding": Array((2, 2), "float16", (1, 2))}, 4, {"views": ["plain", "crop"]}
+    )
+    writer = StoreWriter(tmp_path / "set.zarr", layout, index)
+    writer.open()
+    return writer
+
+
+@pytest.fixture
+def store(writer):
+    angle = np.deg2rad(DEGREES)
+    embedding = np.stack([np.cos(angle), np.sin(angle)], axis=1)[:, None]
+    embedding = np.concatenate([embedding, -embedding[::-1]], axis=1)
+    embedding[REFUSED] = np.nan
+    for block in writer.missing():
+        refused = {REFUSED: "not an image"} if REFUSED in block.rows else {}
+        writer.write(block, {"embedding": embedding[block.start : block.stop]}, refused)
+    writer.finish()
+    return writer.path
+
+
+def test_table_has_one_row_per_image_that_was_embedded(store, tmp_path, capsys):
+    out = tmp_path / "neighbours" / "set.parquet"
+    run(store, out)
+    table = pq.read_table(out)
+    assert table.schema.equals(
+        pa.schema(
+            [
+                ("row", pa.int64()),
+                ("key", pa.string()),
+                ("label", pa.int32()),
+                ("neighbour", pa.int64()),
+                ("neighbour_key", pa.string()),
+                ("similarity", pa.float64()),
+                ("hit", pa.bool_()),
+            ]
+        )
+    )
+    found = table.to_pydict()
+    assert found["row"] == [0, 1, 2, 3, 5]
+    assert found["key"] == ["k0", "k1", "k2", "k3", "k5"]
+    assert found["label"] == [5, 5, 6, 6, 7]
+    assert found["neighbour"] == [1, 2, 1, 5, 3]
+    assert found["neighbour_key"] == ["k1", "k2", "k1", "k5", "k3"]
+    assert found["hit"] == [True, False, False, False, False]
+    np.testing.assert_allclose(
+        found["similarity"], np.cos(np.deg2rad([10, 4, 4, 10, 10])), rtol=0, atol=1e-3
+    )
+    assert re.search(r"set\.parquet: 5 queries, R@1 0\.2000, \d+\.\d s\n", capsys.readouterr().out)
+    assert os.listdir(out.parent) == ["set.parquet"]  # noqa: PTH208 - hidden files too
+
+
+def test_another_view_gives_other_neighbours(store, tmp_path):
+    run(store, tmp_path / "plain.parquet")
+    run(store, tmp_path / "crop.parquet", "crop")
+    plain, crop = (pq.read_table(tmp_path / f"{view}.parquet") for view in ("plain", "crop"))
+    assert crop["neighbour"].to_pylist() == [1, 0, 1, 5, 3]
+    assert crop["key"] == plain["key"]
+
+
+def test_an_unknown_view_leaves_no_table(store, tmp_path, capsys):
+    with pytest.raises(typer.Exit) as stopped:
+        main(store, tmp_path / "out.parquet", "upside-down")
+    assert stopped.value.exit_code == 1
+    assert "got 'upside-down'" in capsys.readouterr().err
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_an_unfinished_store_is_refused(writer, tmp_path, capsys):
+    with pytest.raises(typer.Exit) as stopped:
+        main(writer.path, tmp_path / "out.parquet")
+    assert stopped.value.exit_code == 1
+    assert "6 of 6 rows not done: run extract again" in capsys.readouterr().err
+
+
+def test_help_comes_at_once_and_without_heavy_imports():
+    code = (
+        "import sys, askance.stages.retrieve;"
+        "print([m for m in ('numpy', 'faiss', 'torch', 'zarr', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
