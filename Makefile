@@ -21,7 +21,7 @@ check:
 	ruff check .
 	mypy
 	lint-imports
-	pytest
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
 	python -m benchmarks

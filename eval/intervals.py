@@ -51,7 +51,7 @@ def resample(
     Example:
         >>> uncertainty, hit = np.array([[0.1, 0.3, 0.2]]), np.array([True, True, False])
         >>> resample(weighted_r_auroc, uncertainty, hit, resamples=4)
-        array([nan,  0.,  1.,  1.])
+        array([ 1., nan,  1., nan])
     """
     check_finite(uncertainty)
     rng = generator("bootstrap", seed)
