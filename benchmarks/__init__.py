@@ -1,0 +1,1 @@
+"""Measured speeds: `make bench`, or `python -m benchmarks`. Nothing here is a test."""

@@ -1,0 +1,9 @@
+"""Run every benchmark."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+
+from benchmarks import backbone
+
+backbone.main()
