@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check bench clean
+.PHONY: repro test check plots bench clean
 
 repro: $(VENV)/installed
 	dvc repro
@@ -23,17 +23,21 @@ check:
 	lint-imports
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+plots: $(VENV)/installed
+	python -m askance.pipeline.plots .dvc/tmp/plots.html
+	dvc plots show --html-template .dvc/tmp/plots.html -o results/plots
+
 bench: $(VENV)/installed
 	python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf data stores neighbours models results .dvc/cache .dvc/tmp
+	git clean -qfdX data stores neighbours models results .dvc/cache .dvc/tmp
 
 # pip's find-links setting, if any, is handed to uv, which does not read it.
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "missing: Python 3.11 or later (PYTHON=... names another)"; exit 1; }
-	@for tool in git npm cc; do command -v $$tool >/dev/null || { echo "missing: $$tool"; exit 1; }; done
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { echo "missing: Python 3.11 to 3.13 (PYTHON=... names another than $(PYTHON))"; exit 1; }
+	@for tool in git npm; do command -v $$tool >/dev/null || { echo "missing: $$tool"; exit 1; }; done
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "missing: Python's venv module"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	    echo "installing with uv"; UV_FIND_LINKS="$$PIP_FIND_LINKS" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \

@@ -1,4 +1,4 @@
-"""A page template for `dvc plots show` that holds its drawing library: DVC's own loads it from a CDN.
+"""A page for `dvc plots show` that holds its drawing library; DVC's own loads it from a CDN.
 
 python -m askance.pipeline.plots TEMPLATE
 """
