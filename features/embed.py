@@ -16,8 +16,8 @@ from askance.features.blocks import Block
 from askance.features.classify import Classifier, scores, top
 from askance.features.index import Index
 from askance.features.shards import ImageReader
-from askance.features.store import Array, Layout
 from askance.features.views import RENDERING, View, crop_fraction, decode, render
+from askance.features.writer import Array, Layout
 
 T = TypeVar("T")
 R = TypeVar("R")

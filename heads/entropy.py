@@ -2,9 +2,9 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from askance.heads.head import Head, Setup
+from askance.heads.head import ClassifierHead
 
 
 def entropy(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
@@ -12,18 +12,9 @@ def entropy(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     return torch.special.entr(logits.softmax(-1)).sum(-1)
 
 
-class Entropy(Head):
+class Entropy(ClassifierHead):
     """The class entropy of the upstream classifier: URL's scalar of cross-entropy training."""
-
-    needs_classifier = True
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        self.register_buffer("weight", setup.weight)
-        self.register_buffer("bias", setup.bias)
 
     def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the entropy in nats."""
-        return entropy(nn.functional.linear(embedding, self.weight, self.bias))
+        return entropy(self.logits(embedding))

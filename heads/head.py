@@ -48,3 +48,20 @@ class Head(nn.Module):
     def uncertainty(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the uncertainty of any number of embeddings, some at a time."""
         return torch.cat([self(part.float()) for part in embedding.split(AT_A_TIME)])
+
+
+class ClassifierHead(Head):
+    """A head that reads the upstream classifier's logits; nothing is trained."""
+
+    needs_classifier = True
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.register_buffer("weight", setup.weight)
+        self.register_buffer("bias", setup.bias)
+
+    def logits(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Return the classifier's logits."""
+        return nn.functional.linear(embedding, self.weight, self.bias)

@@ -46,7 +46,7 @@ def run(
     from askance.features.embed import Embedder, own_classifier
     from askance.features.index import read_index
     from askance.features.shards import ImageReader
-    from askance.features.store import StoreWriter
+    from askance.features.writer import StoreWriter
     from askance.pipeline.devices import device as pick
 
     index = read_index(data)

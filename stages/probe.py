@@ -10,7 +10,8 @@ from askance.pipeline.command import command
 
 if TYPE_CHECKING:
     from askance.features.classify import Classifier
-    from askance.features.store import FeatureStore, Layout, StoreWriter
+    from askance.features.store import FeatureStore
+    from askance.features.writer import Layout, StoreWriter
 
 Fitted = tuple[np.ndarray, list["Classifier"]]  # each row's fold, (n,); a classifier per fold
 
@@ -32,7 +33,8 @@ def run(
     A store that holds the backbone's own classifier keeps that one, restricted to `columns`: it
     was trained elsewhere, so its losses need no cross-fitting.
     """
-    from askance.features.store import FeatureStore, StoreWriter
+    from askance.features.store import FeatureStore
+    from askance.features.writer import StoreWriter
 
     features = FeatureStore.open(store)
     own = bool(features.content["classifier"])
@@ -88,7 +90,7 @@ def _fitted(
 def _layout(
     features: "FeatureStore", label: np.ndarray, kept: "Classifier", settings: dict[str, Any]
 ) -> "Layout":
-    from askance.features.store import Array, Layout
+    from askance.features.writer import Array, Layout
 
     views = len(features.views)
     names = ["loss", "logsumexp", "entropy"]

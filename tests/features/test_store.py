@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from askance.features.blocks import plan
 from askance.features.index import SCHEMA, write_index
-from askance.features.store import Array, FeatureStore, Layout, StoreWriter
+from askance.features.store import FeatureStore
+from askance.features.writer import Array, Layout, StoreWriter
 
 
 def index(folder, n=10):

@@ -336,3 +336,11 @@ def test_published_preprocessing_is_imagenets_whatever_the_model(tmp_path, make_
     assert own["crop"] == 0.95
     assert published["mean"] == [0.485, 0.456, 0.406]
     assert published["crop"] == 0.875
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_embeddings_of_the_cpu(tmp_path, make_set, extract):
+    data = make_set(tmp_path)
+    on_cpu = FeatureStore.open(extract(data, tmp_path / "a.zarr")).read("embedding")
+    on_gpu = FeatureStore.open(extract(data, tmp_path / "b.zarr", device="cuda")).read("embedding")
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=2e-3 * np.abs(on_cpu).max())  # TF32 allowed

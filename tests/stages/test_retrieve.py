@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from askance.features.index import write_index
-from askance.features.store import Array, Layout, StoreWriter
+from askance.features.writer import Array, Layout, StoreWriter
 from askance.stages.retrieve import main, run
 
 DEGREES = [0, 10, 14, 90, 97, 100]
