@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from askance.features.backbone import Backbone, load_backbone
 from askance.features.store import FeatureStore
-from askance.features.views import Preprocessing, plain
+from askance.features.views import Preprocessing, plain, upright_rgb
 from askance.heads.checkpoint import SavedHead
 from askance.heads.checkpoint import load as load_head
 
@@ -26,12 +26,13 @@ class Model(nn.Module):
     def forward(
         self, pictures: Sequence[Image.Image]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        """Embed RGB pictures of any size and say how likely each embedding is to be wrong.
+        """Embed pictures of any size and mode and say how likely each embedding is to be wrong.
 
         Only the order of uncertainties means anything (larger is less certain): `percentile`
         gives them a scale.
         """
-        views = [np.asarray(plain(picture, self.backbone.preprocessing)) for picture in pictures]
+        size = self.backbone.preprocessing
+        views = [np.asarray(plain(upright_rgb(picture), size)) for picture in pictures]
         pixels = torch.from_numpy(np.stack(views)).to(self.backbone.device)
         embedding = self.backbone(pixels)
         return embedding, self.head.uncertainty(embedding)

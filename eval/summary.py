@@ -124,24 +124,25 @@ def _upstream_rows(queries: Queries, scores: Scores) -> list[Row]:
 
 
 def average(sets: list[SetSummary]) -> list[Row]:
-    """Average each head's R-AUROC, and R@1, over the zero-shot sets, seed by seed.
+    """Average each head's R-AUROC, AURC and crop wins, and R@1, over the zero-shot sets.
 
-    The interval resamples the queries of each set on their own. Undefined on one set, undefined
-    on average.
+    Seed by seed. The interval, of R-AUROC, resamples the queries of each set on their own.
+    Undefined on one set, undefined on average.
     """
     zero_shot = [s for s in sets if not s.upstream]
     if not zero_shot:
         return []
-    first = [row for row in zero_shot[0].rows if row["metric"] in ("r_auroc", "r1")]
+    first = [row for row in zero_shot[0].rows if row["seed"] != MEAN]
     rows = []
-    for head in dict.fromkeys(row["head"] for row in first):
-        metric = "r_auroc" if head else "r1"
-        seeds = [row["seed"] for row in first if row["head"] == head and row["seed"] != MEAN]
+    for head, metric in dict.fromkeys((row["head"], row["metric"]) for row in first):
+        seeds = [row["seed"] for row in first if (row["head"], row["metric"]) == (head, metric)]
         values = [
             float(np.mean([_value(s.rows, head, seed, metric) for s in zero_shot]))
             for seed in seeds
         ]
-        drawn = np.mean([s.replicates[head] for s in zero_shot], axis=0) if head else None
+        drawn = None
+        if metric == "r_auroc":
+            drawn = np.mean([s.replicates[head] for s in zero_shot], axis=0)
         reason = "undefined on one of the sets" if np.isnan(values).any() else ""
         rows += _rows(head, AVERAGE, metric, values, seeds, reason, drawn)
     return rows
@@ -197,12 +198,16 @@ def curve(queries: Queries, scores: Scores) -> list[Point]:
 def nested(rows: list[Row]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return the means over seeds as {metric: {head: {set: value}}}; undefined is None.
 
-    R@1 belongs to the backbone, so its "head" is called `backbone`.
+    Their spreads over seeds are the metrics `<metric>_sd`. R@1 belongs to the backbone, so its
+    "head" is called `backbone`.
     """
     tree: dict[str, dict[str, dict[str, float | None]]] = {}
-    for row in rows:
-        if row["seed"] == MEAN:
-            value = None if math.isnan(row["value"]) else round(row["value"], 4)
-            heads = tree.setdefault(row["metric"], {})
-            heads.setdefault(row["head"] or "backbone", {})[row["set"]] = value
+    for row in (row for row in rows if row["seed"] == MEAN):
+        value = None if math.isnan(row["value"]) else round(row["value"], 4)
+        numbers = {row["metric"]: value}
+        if not math.isnan(row["sd"]):
+            numbers[f"{row['metric']}_sd"] = round(row["sd"], 4)
+        for metric, number in numbers.items():
+            heads = tree.setdefault(metric, {})
+            heads.setdefault(row["head"] or "backbone", {})[row["set"]] = number
     return tree

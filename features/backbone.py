@@ -181,11 +181,15 @@ def _preprocessing(network: nn.Module, size: int, preprocess: PreprocessName) ->
     side = size or own["input_size"][-1]
     if preprocess == "published":
         return Preprocessing(side, PUBLISHED_CROP, "bicubic", PUBLISHED_MEAN, PUBLISHED_STD)
-    bilinear = own["interpolation"] == "bilinear"
+    if own["crop_mode"] != "center" or own["interpolation"] not in ("bilinear", "bicubic"):
+        raise ValueError(
+            f"expected a model of bilinear or bicubic centre crops, got {own['interpolation']},"
+            f" {own['crop_mode']}: set extract.preprocess to published"
+        )
     return Preprocessing(
         size=side,
         crop=own["crop_pct"],
-        interpolation="bilinear" if bilinear else "bicubic",
+        interpolation=own["interpolation"],
         mean=own["mean"],
         std=own["std"],
     )

@@ -22,6 +22,9 @@ from askance.features.writer import Array, Layout
 T = TypeVar("T")
 R = TypeVar("R")
 LogitsKept = Literal["none", "top", "full"]
+# Part of every store's fingerprint: raise it when what is computed from the pixels changes, or
+# stores made before would be continued (test_the_embedding_is_that_of_this_version).
+COMPUTATION = 1
 TOP = 32  # logits kept per row and view by "top"
 
 Loaded = np.ndarray | str  # the pixels of all views, (v, h, w, 3) uint8, or why there are none
@@ -45,17 +48,17 @@ class Embedder:
 
     def layout(self, dtype: str, block: int, name: str) -> Layout:
         """Say what the store will hold, and everything that decides its content."""
-        head, v, d = self.classifier, len(self.views), self.width
+        own, v, d = self.classifier, len(self.views), self.width
         arrays = {"embedding": Array((v, d), dtype, (1, d))}
         whole = {}
-        if head is not None:
-            arrays |= _score_arrays(v, len(head.bias), self.logits)
-            whole = {"classifier/weight": head.weight, "classifier/bias": head.bias}
+        if own is not None:
+            arrays |= _score_arrays(v, len(own.bias), self.logits)
+            whole = {"classifier/weight": own.weight, "classifier/bias": own.bias}
         if View.CROP in self.views:
             crops = [crop_fraction(self.seed, key) for key in self.index.keys]
             whole["crop"] = np.array(crops, np.float32)
-        if self.index.table["votes"].null_count == 0:
-            whole["votes"] = np.array(self.index.table["votes"].to_pylist(), np.int32)
+        if (votes := _votes(self.index)) is not None:
+            whole["votes"] = votes
         content = {
             "backbone": name,
             "weights": self.backbone.weights_hash(),
@@ -63,12 +66,15 @@ class Embedder:
             "precision": self.backbone.precision,
             "views": [str(view) for view in self.views],
             "rendering": RENDERING,
+            "computation": COMPUTATION,
+            "batch": self.batch,
+            "device": self.backbone.device.type,
             "seed": self.seed,
             "dtype": dtype,
-            "classifier": head is not None,
-            "logits": self.logits if head is not None else "none",
+            "classifier": own is not None,
+            "logits": self.logits if own is not None else "none",
         }
-        return Layout(arrays, block, content, {"device": str(self.backbone.device)}, whole)
+        return Layout(arrays, block, content, {}, whole)
 
     @property
     def width(self) -> int:
@@ -144,6 +150,15 @@ class Embedder:
         return torch.zeros(1, side, side, 3, dtype=torch.uint8, device=self.backbone.device)
 
 
+def _votes(index: Index) -> np.ndarray | None:
+    """Return the votes, (n, c) int32, -1 where nobody voted; None where there are none at all."""
+    votes = index.table["votes"].to_pylist()
+    columns = max((len(row) for row in votes if row), default=0)
+    if not columns:
+        return None
+    return np.array([row or [-1] * columns for row in votes], np.int32)
+
+
 def _score_arrays(v: int, c: int, logits: LogitsKept) -> dict[str, Array]:
     arrays = {name: Array((v,), "float32", (v,)) for name in ("loss", "logsumexp", "entropy")}
     if logits == "full":
@@ -178,17 +193,17 @@ def own_classifier(backbone: Backbone, name: str, index: Index) -> Classifier:
     Raises:
         ValueError: the backbone has no linear classifier, or a label is none of its columns.
     """
-    head = backbone.classifier()
-    if head is None:
+    own = backbone.classifier()
+    if own is None:
         raise ValueError(
             f"expected a backbone with a linear classifier, got {name}: set upstream.classifier to"
             " none, and a probe is fitted on the embeddings"
         )
     lowest, highest = int(index.labels.min()), int(index.labels.max())
-    if lowest < 0 or highest >= len(head.bias):
+    if lowest < 0 or highest >= len(own.bias):
         raise ValueError(
-            f"expected labels from 0 to {len(head.bias) - 1} (the classifier of {name}), got"
+            f"expected labels from 0 to {len(own.bias) - 1} (the classifier of {name}), got"
             f" {lowest} to {highest} in {index.folder}: set upstream.classifier to none, or map"
             " the labels to its columns"
         )
-    return head
+    return own

@@ -38,11 +38,13 @@ class Index:
     """A set's samples, and where its shards lie.
 
     `classes` names the labels: {label: name}; empty where the source has numbers only.
+    `contents` tells each shard's bytes from others: {shard: hash} (`shards.content`).
     """
 
     folder: Path
     table: pa.Table
     classes: dict[int, str]
+    contents: dict[str, str]
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -59,9 +61,9 @@ class Index:
     @cached_property
     def digest(self) -> str:
         """A hash of all that decides the rows' content: not of where the shards lie."""
-        names = pc.replace_substring_regex(self.table["shard"], "^.*/", "")
+        hashes = pa.array([self.contents[shard] for shard in self.table["shard"].to_pylist()])
         column = self.table.schema.get_field_index("shard")
-        table = self.table.set_column(column, "shard", names).cast(SCHEMA).combine_chunks()
+        table = self.table.set_column(column, "shard", hashes).cast(SCHEMA).combine_chunks()
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, SCHEMA) as stream:
             stream.write_table(table)
@@ -72,7 +74,9 @@ class Index:
         return shard if "://" in shard else str(self.folder / shard)
 
 
-def write_index(folder: Path, table: pa.Table, classes: dict[int, str]) -> Index:
+def write_index(
+    folder: Path, table: pa.Table, classes: dict[int, str], contents: dict[str, str]
+) -> Index:
     """Write `folder/index.parquet` and return it as an `Index`.
 
     Raises:
@@ -82,10 +86,11 @@ def write_index(folder: Path, table: pa.Table, classes: dict[int, str]) -> Index
         raise ValueError(f"expected samples for {folder}, got none: check its source and filters")
     check_keys(table, place)
     names = json.dumps({str(label): name for label, name in sorted(classes.items())})
-    table = table.cast(SCHEMA).replace_schema_metadata({"classes": names})
+    about = {"classes": names, "contents": json.dumps(contents)}
+    table = table.cast(SCHEMA).replace_schema_metadata(about)
     with atomic(folder / "index.parquet") as temporary:
         pq.write_table(table, temporary)
-    return Index(folder, table, classes)
+    return Index(folder, table, classes, contents)
 
 
 def read_index(folder: Path) -> Index:
@@ -94,8 +99,9 @@ def read_index(folder: Path) -> Index:
     if not path.is_file():
         raise FileNotFoundError(f"expected a prepared set in {folder}, got no {path}: run prepare")
     table = pq.read_table(path)
-    names = json.loads((table.schema.metadata or {}).get(b"classes", b"{}"))
-    return Index(folder, table.cast(SCHEMA), {int(label): name for label, name in names.items()})
+    about = {name: json.loads(text) for name, text in (table.schema.metadata or {}).items()}
+    classes = {int(label): name for label, name in about[b"classes"].items()}
+    return Index(folder, table.cast(SCHEMA), classes, about[b"contents"])
 
 
 def place(row: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import IO, Any
 import fsspec
 
 from askance.features.index import Index
+from askance.pipeline.artifacts import sha256
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"})
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's rule: key, extension
@@ -38,6 +39,17 @@ class Member:
     offset: int
     size: int
     content: bytes = b""
+
+
+def content(shard: str) -> str:
+    """Return what tells a shard's bytes from others: the SHA-256 of a local file.
+
+    A remote shard is not read through; its file system's checksum (size and etag, or date) counts.
+    """
+    if "://" not in shard:
+        return sha256(Path(shard))
+    system, path = fsspec.core.url_to_fs(shard)
+    return str(system.checksum(path))
 
 
 def scan(shard: str, read: Collection[str] = ()) -> Iterator[tuple[str, list[Member]]]:

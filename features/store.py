@@ -14,6 +14,7 @@ import numpy as np
 import zarr
 from jaxtyping import Float32, Int32, Int64
 
+from askance.features.classify import Classifier
 from askance.features.index import Index, read_index
 
 FORMAT = "askance-features/1"
@@ -79,13 +80,13 @@ class FeatureStore:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of all n rows."""
-        return self.index.keys
+        """The keys of the done rows."""
+        return [self.index.keys[row] for row in self.rows]
 
     @cached_property
-    def labels(self) -> Int32[np.ndarray, " n"]:
-        """The labels of all n rows."""
-        return np.asarray(self.array("label")[:])
+    def labels(self) -> Int32[np.ndarray, " m"]:
+        """The labels of the done rows."""
+        return self.read("label")
 
     def embedding(self, view: str) -> Float32[np.ndarray, "m d"]:
         """Read the embeddings of one view.
@@ -97,6 +98,16 @@ class FeatureStore:
             raise ValueError(f"expected one of the views {self.views} of {self.path}, got {view!r}")
         whole = self.array("embedding")[:, self.views.index(view)]
         return np.asarray(whole, np.float32)[self.rows]
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The classifier that the store's losses come from.
+
+        Raises:
+            ValueError: the store has none.
+        """
+        weight, bias = (np.asarray(self.array(f"classifier/{n}")[:]) for n in ("weight", "bias"))
+        return Classifier(weight, bias)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return an array by name, unread: slices of it are read when asked for.

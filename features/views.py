@@ -19,6 +19,8 @@ from askance.pipeline.seeding import generator
 PreprocessName = Literal["own", "published"]
 Precision = Literal["float32", "bfloat16"]
 
+MAX_ASPECT = 100  # of a picture: a resized strip would fill the memory
+
 # Part of every store's fingerprint: raise it when any view's pixels change, or stores made before
 # would be continued (test_the_pixels_of_all_views_are_those_of_this_version).
 RENDERING = 1
@@ -62,21 +64,28 @@ def decode(content: bytes) -> Image.Image:
     transparency onto white); an animation gives its first frame; the EXIF orientation is applied.
 
     Raises:
-        ValueError: not an image, a damaged or a cut one, or one of more than 178 million pixels.
+        ValueError: not an image, damaged, cut, above 178 million pixels, or a strip above 100:1.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content))
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        upright = upright_rgb(image)
     except Image.DecompressionBombError as error:
         raise ValueError(f"expected an image of ordinary size, got a bomb: {error}") from error
     except UnidentifiedImageError:
         raise ValueError(f"expected an image, got {len(content)} bytes of something else") from None
-    except (OSError, SyntaxError, EOFError, OverflowError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a decoder comes up with on damaged bytes
         raise ValueError(f"expected a whole image, got a damaged one: {error}") from error
+    if max(upright.size) > MAX_ASPECT * min(upright.size):
+        raise ValueError(f"expected an image, got a strip of {upright.width} x {upright.height}")
+    return upright
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn a loaded picture upright and into RGB, as `decode` does."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel: Pillow's own conversion clips at 255
         high_byte = np.asarray(image).astype(np.uint32) >> 8
         image = Image.fromarray(high_byte.astype(np.uint8))
@@ -121,8 +130,7 @@ def plain(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Resize the shorter side to size / crop, then cut the centre: the evaluation transform."""
     size = preprocessing.size
     shorter = math.floor(size / preprocessing.crop)
-    scale = shorter / min(image.size)
-    width, height = (max(shorter, int(side * scale)) for side in image.size)
+    width, height = (shorter * side // min(image.size) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
     return image.resize((width, height), resampling).crop((left, top, left + size, top + size))

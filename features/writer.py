@@ -75,10 +75,11 @@ class StoreWriter:
             if found.get("fingerprint") == self.fingerprint:
                 _sweep(self.path)
                 return f"{self.path}: continuing" if self.missing() else f"{self.path}: complete"
-            aside = _aside(self.path, str(found.get("fingerprint", "unreadable")))
+            if "fingerprint" not in found:
+                raise ValueError(f"expected a store, got something else at {self.path}: move it")
+            aside = _aside(self.path, str(found["fingerprint"]))
             changed = _changed(found.get("content", {}), self.content)
             message = f"{self.path}: {changed} changed; the old store is set aside as {aside.name}"
-            remove(aside)
             self.path.rename(aside)
         kept = _aside(self.path, self.fingerprint)
         if kept.exists():
@@ -118,7 +119,7 @@ class StoreWriter:
         write_json(self._record(block), record)
 
     def finish(self) -> pa.Table:
-        """Check the accounts, write `refused.parquet` and return it: key, shard, reason.
+        """Check the accounts, write `refused.parquet` and return it: row, key, shard, reason.
 
         Raises:
             ValueError: rows written and rows refused don't add up to a shard's rows.
@@ -166,7 +167,8 @@ class StoreWriter:
             label[:] = self.index.labels
             for name, values in self.layout.whole.items():
                 _array(group, name, values.shape, values.shape, values.dtype, 0)[...] = values
-            write_index(temporary / "status", self.index.table, self.index.classes)
+            index = self.index
+            write_index(temporary / "status", index.table, index.classes, index.contents)
             attributes: dict[str, Any] = {
                 "format": FORMAT,
                 "fingerprint": self.fingerprint,

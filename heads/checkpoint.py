@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from askance.heads.catalogue import find
@@ -36,9 +36,11 @@ class SavedHead:
     note: dict[str, Any]
 
     def percentile(self, uncertainty: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Return the share of upstream rows that are more certain, from 0 to 1."""
+        """Return the share of upstream rows that are more certain, ties counted half; 0 to 1."""
         scale = np.linspace(0, 1, QUANTILES)
-        return np.interp(uncertainty, self.quantiles, scale)
+        first, last = (np.searchsorted(self.quantiles, uncertainty, s) for s in ("left", "right"))
+        tied = scale[np.minimum(first, QUANTILES - 1)] / 2 + scale[np.maximum(last, 1) - 1] / 2
+        return np.where(last > first, tied, np.interp(uncertainty, self.quantiles, scale))
 
     def check_backbone(self, other: dict[str, Any], where: str) -> None:
         """Refuse embeddings of another backbone.
@@ -56,7 +58,14 @@ class SavedHead:
 
 
 def quantiles(uncertainty: Float[Tensor, " n"]) -> Float[np.ndarray, "1001"]:
-    """Return the 1,001 quantiles that turn an uncertainty into a percentile."""
+    """Return the 1,001 quantiles that turn an uncertainty into a percentile.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite.
+    """
+    bad = int((~uncertainty.isfinite()).sum())
+    if bad:
+        raise ValueError(f"expected finite uncertainties, got {bad} of {len(uncertainty)} others")
     return np.quantile(uncertainty.double().numpy(), np.linspace(0, 1, QUANTILES))
 
 
@@ -69,14 +78,14 @@ def save(path: Path, saved: SavedHead, setup: Setup) -> None:
         "dim": setup.dim,
         "width": setup.width,
         "depth": setup.depth,
-        "classes": len(setup.bias),
         "backbone": saved.backbone,
         "note": saved.note,
     }
     tensors = {f"head.{name}": t.contiguous() for name, t in saved.head.state_dict().items()}
     tensors["quantiles"] = torch.from_numpy(saved.quantiles)
+    content = serialise(tensors, metadata={"askance": json.dumps(card)})
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"askance": json.dumps(card)})
+        temporary.write_bytes(content)  # save_file would hide the reason of a failed write
 
 
 def load(path: Path) -> SavedHead:
@@ -94,12 +103,18 @@ def load(path: Path) -> SavedHead:
         raise ValueError(f"expected a head in {path}, got a damaged file: {error}") from error
     if card.get("format") != FORMAT:
         raise ValueError(f"expected a head of format {FORMAT}, got {path}: train writes these")
-    c, d = card["classes"], card["dim"]
-    setup = Setup(d, card["width"], card["depth"], torch.empty(c, d), torch.empty(c))
-    head = find(card["head"])(setup)
-    head.load_state_dict(
-        {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-    )
+    try:
+        return _assembled(card, tensors)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"expected a whole head in {path}, got {error!r}") from error
+
+
+def _assembled(card: dict[str, Any], tensors: dict[str, Tensor]) -> SavedHead:
+    state = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
+    nothing = torch.empty(0, card["dim"]), torch.empty(0)
+    weight, bias = state.get("weight", nothing[0]), state.get("bias", nothing[1])
+    head = find(card["head"])(Setup(card["dim"], card["width"], card["depth"], weight, bias))
+    head.load_state_dict(state)
     return SavedHead(
         name=card["head"],
         seed=card["seed"],

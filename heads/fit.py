@@ -84,7 +84,12 @@ def shuffled(
     """Yield `steps` batches of rows, a fresh permutation whenever too few are left.
 
     All views of all images are rows alike, so the pairs of the ranking loss are random ones.
+
+    Raises:
+        ValueError: fewer rows than one batch.
     """
+    if batch > len(loss):
+        raise ValueError(f"expected at least train.batch={batch} rows, got {len(loss)}: lower it")
     random = generator("batches", seed)
     order = np.empty(0, np.int64)
     for _ in range(steps):

@@ -36,7 +36,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             check_checkout()
             function(*args, **kwargs)
         except KeyboardInterrupt:
-            _stop(INTERRUPTED, "interrupted; the same command goes on where this one stopped")
+            _stop(INTERRUPTED, "interrupted; run the same command again: what is finished is kept")
         except TooManyRefusedError as error:
             _stop(TOO_MANY_REFUSED, str(error))
         except OSError as error:

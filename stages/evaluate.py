@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import SavedHead
 
+AT_A_TIME = 4096  # queries
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
 
 
@@ -32,16 +33,18 @@ def run(
     sets: Annotated[list[str], typer.Option(help="the sets to evaluate on; repeat for more")],
     upstream: Annotated[
         list[str], typer.Option(help="those among them whose classes are the upstream's")
-    ],
+    ] = [],  # noqa: B006 - typer copies it
     resamples: Annotated[int, typer.Option(min=1, help="of the bootstrap")] = 1000,
 ) -> None:
     """Score every query with every head, and ask how well that foretold a wrong neighbour."""
     from askance.eval.summary import average, curve, nested, summarise
     from askance.features.store import FeatureStore
 
-    heads = _heads(models)
+    if unknown := set(upstream) - set(sets):
+        raise ValueError(f"expected evaluate.upstream among {sets}, got {sorted(unknown)}")
     losses = FeatureStore.open(probe)
-    summaries, curves, described = [], [], []
+    heads = _heads(models, losses)
+    summaries, curves, described, tables = [], [], [], {}
     with progress("evaluate", len(sets), "sets") as advance:
         for name in sets:
             store = FeatureStore.open(stores / f"{name}.zarr")
@@ -50,10 +53,14 @@ def run(
             scores = [*_scores(heads, store), _reference(table)]
             summaries.append(summarise(queries, scores, resamples))
             curves += [point for head in scores for point in curve(queries, head)]
-            _write_queries(out / "queries" / f"{name}.parquet", table, heads, scores)
-            described.append(_described(name, name in upstream, store))
+            tables[name] = _per_query(table, heads, scores)
+            described.append(_described(name, name in upstream, store, losses))
             advance(1)
     rows = [row for summary in summaries for row in summary.rows] + average(summaries)
+    with atomic(out / "queries") as folder:
+        folder.mkdir()
+        for name, table in tables.items():
+            pq.write_table(table, folder / f"{name}.parquet")
     with atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     write_json(out / "curves.json", curves)
@@ -62,13 +69,15 @@ def run(
     print(_best(rows))
 
 
-def _heads(folder: Path) -> list[list["SavedHead"]]:
+def _heads(folder: Path, losses: "FeatureStore") -> list[list["SavedHead"]]:
     """Read all heads: a list per name, its seeds in order, in the order they were asked for."""
     from askance.heads.checkpoint import load
 
     saved = [load(path) for path in folder.glob("*.safetensors")]
     if not saved:
         raise FileNotFoundError(f"expected heads in {folder}, got none: run train")
+    if any(head.note["probe"] != losses.fingerprint for head in saved):
+        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
     saved.sort(key=lambda head: (head.note["place"], head.seed))
     return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
 
@@ -79,11 +88,9 @@ def _neighbours(path: Path, store: "FeatureStore") -> pa.Table:
             f"expected the neighbours of {store.path}, got no {path}: run retrieve"
         )
     table = pq.read_table(path)
-    if not np.array_equal(table["row"].to_numpy(), store.rows):
-        raise ValueError(
-            f"expected the {len(store.rows)} rows of {store.path}, got {len(table)}"
-            f" others in {path}: run retrieve again"
-        )
+    made_from = (table.schema.metadata or {}).get(b"store", b"").decode()
+    if made_from != store.fingerprint or not np.array_equal(table["row"], store.rows):
+        raise ValueError(f"expected neighbours in {store.path}, got those of another: run retrieve")
     return table
 
 
@@ -96,21 +103,24 @@ def _queries(
     hit = table["hit"].to_numpy()
     if losses is None:
         return Queries(name, hit)
-    from askance.features.classify import Classifier, scores
+    from askance.features.classify import scores
 
     columns = losses.array("classifier/label")[:]
-    label = store.labels[store.rows]
+    label = store.labels
     foreign = np.setdiff1d(label, columns)
     if len(foreign) or store.index.classes != losses.index.classes:
         raise ValueError(
             f"expected the classes of the upstream store in {store.path}, got others (labels such"
             f" as {foreign[:3].tolist()}): leave {name} out of evaluate.upstream"
         )
-    weight, bias = (np.asarray(losses.array(f"classifier/{n}")[:]) for n in ("weight", "bias"))
-    column = np.searchsorted(columns, label)
-    logits = Classifier(weight, bias).logits(store.embedding("plain"))
-    loss = scores(logits[:, None], column)["loss"][:, 0]
-    return Queries(name, hit, logits.argmax(1) == column, loss)
+    column, embedding = np.searchsorted(columns, label), store.embedding("plain")
+    loss, correct = [], []
+    for start in range(0, len(column), AT_A_TIME):  # all logits at once could fill the memory
+        part = slice(start, start + AT_A_TIME)
+        logits = losses.classifier.logits(embedding[part])
+        loss.append(scores(logits[:, None], column[part])["loss"][:, 0])
+        correct.append(logits.argmax(1) == column[part])
+    return Queries(name, hit, np.concatenate(correct), np.concatenate(loss))
 
 
 def _scores(heads: list[list["SavedHead"]], store: "FeatureStore") -> list["Scores"]:
@@ -138,28 +148,46 @@ def _reference(table: pa.Table) -> "Scores":
     return Scores(NEIGHBOUR_DISTANCE, [0], 1 - table["similarity"].to_numpy()[None])
 
 
-def _write_queries(
-    path: Path, table: pa.Table, heads: list[list["SavedHead"]], scores: list["Scores"]
-) -> None:
-    """Write one row per query: its neighbour, each head's and seed's score, and percentiles."""
+def _per_query(table: pa.Table, heads: list[list["SavedHead"]], scores: list["Scores"]) -> pa.Table:
+    """Return one row per query: its neighbour, each head's and seed's score, and percentiles."""
     for head in scores:
         for seed, plain in zip(head.seeds, head.plain, strict=True):
             table = table.append_column(f"uncertainty/{head.head}/{seed}", pa.array(plain))
     for seeds, head in zip(heads, scores, strict=False):  # all but the reference
         each = [saved.percentile(plain) for saved, plain in zip(seeds, head.plain, strict=True)]
         table = table.append_column(f"percentile/{head.head}", pa.array(np.mean(each, axis=0)))
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary)
+    return table
 
 
-def _described(name: str, upstream: bool, store: "FeatureStore") -> dict[str, Any]:
+def _described(
+    name: str, upstream: bool, store: "FeatureStore", losses: "FeatureStore"
+) -> dict[str, Any]:
+    """Describe a set; `new_classes` says whether its class names are known to be new.
+
+    Raises:
+        ValueError: a zero-shot set that has a class of the upstream set.
+    """
+    own, known = _class_names(store), _class_names(losses)
+    shared = sorted(own & known)
+    if shared and not upstream:
+        raise ValueError(
+            f"expected classes never trained on in {name}, got {len(shared)} of the upstream set's,"
+            f" such as {shared[0]!r}: choose others, or name {name} in evaluate.upstream"
+        )
     return {
+        "new_classes": bool(own and known and not shared),
         "name": name,
         "kind": "upstream" if upstream else "zero-shot",
         "queries": len(store.rows),
         "refused": len(store.status) - len(store.rows),
-        "classes": len(np.unique(store.labels[store.rows])),
+        "classes": len(np.unique(store.labels)),
     }
+
+
+def _class_names(store: "FeatureStore") -> set[str]:
+    """Return the names of the classes that occur, without their source; none for bare numbers."""
+    found = (store.index.classes.get(label, "") for label in np.unique(store.labels).tolist())
+    return {name.rpartition("/")[2] for name in found if name}
 
 
 def _about(
@@ -186,7 +214,7 @@ def _about(
             "name": first.note["upstream"],
             "rows": len(losses.rows),
             "refused": len(losses.status) - len(losses.rows),
-            "classes": len(np.unique(losses.labels[losses.rows])),
+            "classes": len(np.unique(losses.labels)),
             "views": list(losses.views),
         },
         "sets": sets,

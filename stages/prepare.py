@@ -26,7 +26,7 @@ def run(
     """
     from askance.features.index import write_index
     from askance.features.sources.selection import parse
-    from askance.features.sources.sets import label, pack, unite
+    from askance.features.sources.sets import contents, label, pack, unite
 
     _check_replaceable(set_folder)
     selections = [parse(line) for line in sources]
@@ -34,7 +34,7 @@ def run(
     _check_apart(set_folder, table)
     with atomic(set_folder) as folder:
         table = pack(folder, set_folder.resolve().name, table, selections)
-        write_index(folder, table, classes)
+        write_index(folder, table, classes, contents(folder, table))
     print(f"{set_folder}: {_summary(table)}")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
+from askance.pipeline.artifacts import remove
 from askance.pipeline.command import command
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ def run(
     else:
         fold, classifiers = _fitted(features, label, folds, decay, iterations)
         settings = {"folds": folds, "decay": decay, "iterations": iterations}
+    remove(out)  # seconds to make, so always made anew: no older code's losses can stay
     writer = StoreWriter(out, _layout(features, label, classifiers[-1], settings), features.index)
-    print(writer.open(), flush=True)
+    writer.open()
     _write(writer, features, label, fold, classifiers)
     writer.finish()
     print(_summary(FeatureStore.open(out)))
@@ -56,14 +58,15 @@ def _columns(features: "FeatureStore", columns: Literal["all", "present"]) -> np
     """Return the label of each column of the classifier, ascending."""
     if columns == "all":
         return np.arange(features.array("classifier/bias").shape[0], dtype=np.int32)
-    return np.unique(features.labels[features.rows])
+    return np.unique(features.labels)
 
 
 def _restricted(features: "FeatureStore", label: np.ndarray) -> Fitted:
     from askance.features.classify import Classifier
 
-    weight, bias = (np.asarray(features.array(f"classifier/{n}")[:]) for n in ("weight", "bias"))
-    return np.zeros(len(features.labels), np.int64), [Classifier(weight[label], bias[label])]
+    whole = features.classifier
+    kept = Classifier(whole.weight[label], whole.bias[label])
+    return np.zeros(len(features.status), np.int64), [kept]
 
 
 def _fitted(
@@ -75,14 +78,14 @@ def _fitted(
     from askance.features.classify import Classifier
     from askance.heads.probe import cross_fit, fit_probe, folds_of
 
-    column = np.searchsorted(label, features.labels[features.rows])
+    column = np.searchsorted(label, features.labels)
     dealt = folds_of(column, folds)
     embedding = torch.from_numpy(features.read("embedding"))
     y = torch.from_numpy(column)
     probes = cross_fit(embedding, y, torch.from_numpy(dealt), len(label), decay, iterations)
     flat, views = embedding.flatten(0, 1), embedding.shape[1]
     probes.append(fit_probe(flat, y.repeat_interleave(views), len(label), decay, iterations))
-    fold = np.zeros(len(features.labels), np.int64)
+    fold = np.zeros(len(features.status), np.int64)
     fold[features.rows] = dealt
     return fold, [Classifier(p.weight.numpy(), p.bias.numpy()) for p in probes]
 
@@ -123,10 +126,11 @@ def _write(
     from askance.features.classify import scores
     from askance.features.store import REFUSED
 
+    labels = np.asarray(features.array("label")[:])
     for block in writer.missing():
         rows = slice(block.start, block.stop)
         embedding = np.asarray(features.array("embedding")[rows], np.float32)
-        column = np.searchsorted(label, features.labels[rows]).clip(max=len(label) - 1)
+        column = np.searchsorted(label, labels[rows]).clip(max=len(label) - 1)
         logits = np.empty((*embedding.shape[:2], len(label)), np.float32)
         for number in np.unique(fold[rows]):
             here = fold[rows] == number

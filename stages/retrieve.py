@@ -28,18 +28,19 @@ def run(
     row = features.rows
     with progress(f"retrieve {store.name}", len(row), "queries") as advance:
         found = neighbours(features.embedding(view), advance)
-    neighbour = row[found.row]
-    hit = features.labels[row] == features.labels[neighbour]
+    label, key = features.labels, pa.array(features.keys, pa.string())
+    hit = label == label[found.row]
     table = pa.table(
         {
             "row": row,
-            "key": pa.array([features.keys[i] for i in row], pa.string()),
-            "label": features.labels[row],
-            "neighbour": neighbour,
-            "neighbour_key": pa.array([features.keys[i] for i in neighbour], pa.string()),
+            "key": key,
+            "label": label,
+            "neighbour": row[found.row],
+            "neighbour_key": key.take(pa.array(found.row)),
             "similarity": found.similarity,
             "hit": hit,
-        }
+        },
+        metadata={"store": features.fingerprint},
     )
     with atomic(out) as temporary:
         pq.write_table(table, temporary)

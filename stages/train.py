@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from askance.pipeline.artifacts import atomic, write_json
@@ -57,6 +58,7 @@ def run(
                 objective = fit(head, batches, paper_schedule(steps, peak_rate(lr, batch)))
                 history += _curve(name, seed, objective)
             note = {"place": heads.index(name), "upstream": store.stem}
+            note |= {"probe": losses.fingerprint}
             note |= {"steps": steps, "batch": batch, "lr": lr}
             scaled = quantiles(head.uncertainty(scale))
             saved = SavedHead(name, seed, head, scaled, features.backbone, note)
@@ -69,7 +71,8 @@ def _rows(features: "FeatureStore", losses: "FeatureStore") -> "tuple[torch.Tens
     """Return all views of all images as rows, (n v, d) in the stored type, and their losses."""
     import torch
 
-    if losses.content.get("upstream") != features.fingerprint:
+    same = np.array_equal(losses.rows, features.rows)
+    if losses.content.get("upstream") != features.fingerprint or not same:
         raise ValueError(
             f"expected the losses of {features.path}, got {losses.path}, made from another store:"
             " run probe again"
@@ -79,14 +82,12 @@ def _rows(features: "FeatureStore", losses: "FeatureStore") -> "tuple[torch.Tens
 
 
 def _setup(losses: "FeatureStore", dim: int, width: int, depth: int) -> "Setup":
-    import numpy as np
     import torch
 
     from askance.heads.head import Setup
 
-    weight, bias = (
-        torch.from_numpy(np.asarray(losses.array(f"classifier/{n}")[:])) for n in ("weight", "bias")
-    )
+    known = losses.classifier
+    weight, bias = torch.from_numpy(known.weight), torch.from_numpy(known.bias)
     return Setup(dim, width, depth, weight, bias)
 
 
@@ -103,8 +104,6 @@ def _scale(features: "FeatureStore") -> Any:  # noqa: ANN401
 
 def _curve(head: str, seed: int, objective: list[float]) -> list[dict[str, Any]]:
     """Average the objective over at most 100 runs of steps."""
-    import numpy as np
-
     parts = np.array_split(np.array(objective), min(POINTS, len(objective)))
     ends = np.cumsum([len(part) for part in parts])
     return [

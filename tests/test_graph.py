@@ -67,6 +67,7 @@ def run(folder, command):
         "GIT_COMMITTER_NAME": "a",
         "GIT_COMMITTER_EMAIL": "a@b",
     }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled files must not change a stage
     done = subprocess.run(
         command, shell=True, cwd=folder, text=True, capture_output=True, env=environment
     )

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from jaxtyping import UInt64
 
 from askance.features.sources import SOURCES, Source
-from askance.pipeline.seeding import generator
 
 T = TypeVar("T")
 COLUMNS = pa.schema(
@@ -40,9 +39,10 @@ class Filter:
     """Which samples of a source to take: all of them, unless told otherwise.
 
     `split`: names of splits, and `classes`: shell patterns of class names, both with commas.
-    `folds` deals the classes of the whole source, in a random order that is always the same, to
-    that many folds in turn; `fold` names those to take, from 0, with commas. So folds share no
-    class, whatever else is filtered. `limit`: at most that many images per class, drawn by lot.
+    `folds` deals each class by lot, drawn from its name alone, to one of that many folds; `fold`
+    names those to take, from 0, with commas. So folds share no class, whatever else is filtered
+    and whichever other classes a source has. `limit`: at most that many images per class, drawn
+    by lot.
     """
 
     split: str = ""
@@ -77,9 +77,9 @@ class Filter:
                 "expected folds=N and fold= with numbers from 0 to N - 1, got"
                 f" folds={self.folds} fold={self.fold}"
             )
-        classes = sorted(pc.unique(whole["class"]).to_pylist(), key=natural)
-        order = generator("fold").permutation(len(classes))
-        return [classes[number] for place, number in enumerate(order) if place % self.folds in fold]
+        classes = pc.unique(whole["class"]).to_pylist()
+        dealt = lots("fold", classes) % np.uint64(self.folds)
+        return [name for name, number in zip(classes, dealt, strict=True) if number in fold]
 
     def _names(self, whole: pa.Table) -> list[str] | None:
         if not self.classes:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from askance.features.index import SCHEMA, check_keys, place
-from askance.features.shards import write_shards
+from askance.features.shards import content, write_shards
 from askance.features.sources.selection import Selection, lots
 from askance.features.sources.shards import list_shards
 from askance.pipeline.progress import progress
@@ -99,6 +99,17 @@ def pack(folder: Path, name: str, table: pa.Table, selections: list[Selection]) 
         places["shard"] = pc.replace_substring_regex(places["shard"], "^.*/", "")
         loose = _replace(loose, places)
     return pa.concat_tables([loose, placed]).select(SCHEMA.names)
+
+
+def contents(folder: Path, table: pa.Table) -> dict[str, str]:
+    """Return what tells each shard's bytes from others, {shard: hash}; local ones are read."""
+    shards = pc.unique(table["shard"]).to_pylist()
+    found = {}
+    with progress("hash", len(shards), "shards") as advance:
+        for shard in shards:
+            found[shard] = content(shard if "://" in shard else str(folder / shard))
+            advance(1)
+    return found
 
 
 def _split(table: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -8,7 +8,6 @@ from askance.features.sources import SOURCES
 from askance.features.sources.emoji import Emoji
 from askance.features.sources.folder import Folder
 from askance.features.sources.selection import Filter, lots, parse
-from askance.pipeline.seeding import generator
 
 
 def table_of(*classes, split=None, count=1):
@@ -29,9 +28,25 @@ def test_folds_part_the_classes(classes, folds):
     found = [set(part["class"].to_pylist()) for part in parts]
     assert sum(map(len, found)) == len(classes)
     assert set().union(*found) == set(classes)
-    assert max(map(len, found)) - min(map(len, found)) <= 1
     both = Filter(folds=folds, fold=",".join(map(str, range(folds)))).apply(table)
     assert both.equals(table)
+
+
+@given(classes=CLASSES, folds=st.integers(1, 5))
+def test_the_fold_of_a_class_does_not_depend_on_the_other_classes(classes, folds):
+    for fold in range(folds):
+        chosen = Filter(folds=folds, fold=str(fold))
+        whole = set(chosen.apply(table_of(*classes))["class"].to_pylist())
+        fewer = (
+            set(chosen.apply(table_of(*classes[1:]))["class"].to_pylist()) if classes[1:] else set()
+        )
+        assert fewer == whole - {classes[0]}
+
+
+def test_folds_are_of_about_one_size():
+    table = table_of(*map(str, range(1000)))
+    counts = [len(Filter(folds=4, fold=str(fold)).apply(table)) for fold in range(4)]
+    assert 200 < min(counts) <= max(counts) < 300
 
 
 @given(classes=CLASSES, folds=st.integers(1, 4), limit=st.integers(0, 3), data=st.data())
@@ -67,20 +82,6 @@ def test_a_limit_takes_the_same_images_in_any_order(counts, limit, data):
 def test_a_limit_does_not_take_the_first_images():
     taken = Filter(limit=3).apply(table_of("a", count=30))["key"].to_pylist()
     assert taken != ["a--0", "a--1", "a--2"]
-
-
-def test_numbers_are_dealt_to_folds_by_value():
-    numbers = [str(n) for n in range(30)]
-    assert Filter(folds=2, fold="0").apply(table_of(*numbers))["class"].to_pylist() == [
-        name for name in numbers if name in golden_fold(30)
-    ]
-    assert Filter(folds=2, fold="0").apply(table_of(*sorted(numbers))).num_rows == 15
-
-
-def golden_fold(count):
-    return {
-        str(n) for place, n in enumerate(generator("fold").permutation(count)) if place % 2 == 0
-    }
 
 
 def test_lots_are_the_same_everywhere_and_differ_by_purpose():

@@ -36,7 +36,7 @@ def index_of(shard, members):
         | {"label": 0, "split": "", "votes": None}
         for n, m in enumerate(members)
     ]
-    return Index(shard.parent, pa.Table.from_pylist(rows, SCHEMA), {})
+    return Index(shard.parent, pa.Table.from_pylist(rows, SCHEMA), {}, {})
 
 
 def test_a_scan_finds_the_bytes_that_tarfile_finds(tmp_path, write_tar):
@@ -79,7 +79,7 @@ def test_a_remote_shard_is_scanned_and_read(tmp_path, write_tar):
     members = [members[0] for _, members in scan(url)]
     index = index_of(tmp_path / "x.tar", members)
     remote = index.table.set_column(1, "shard", pa.array([url] * len(index)))
-    with ImageReader(Index(tmp_path, remote, {})) as reader:
+    with ImageReader(Index(tmp_path, remote, {}, {})) as reader:
         assert reader.read(0) == SAMPLES["a/1.jpg"]
 
 
@@ -178,7 +178,7 @@ def test_many_threads_and_more_shards_than_open_files(tmp_path, write_tar, monke
         path = write_tar(tmp_path / f"{number}.tar", {f"{number}.png": bytes([number]) * 9})
         ((_, (member,)),) = scan(str(path))
         rows.append(index_of(path, [member]).table)
-    index = Index(tmp_path, pa.concat_tables(rows), {})
+    index = Index(tmp_path, pa.concat_tables(rows), {}, {})
     order = np.random.default_rng(0).integers(6, size=400).tolist()
     with ImageReader(index) as reader, ThreadPoolExecutor(8) as pool:
         assert list(pool.map(reader.read, order)) == [bytes([row]) * 9 for row in order]

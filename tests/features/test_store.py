@@ -15,6 +15,8 @@ from askance.features.index import SCHEMA, write_index
 from askance.features.store import FeatureStore
 from askance.features.writer import Array, Layout, StoreWriter
 
+CLASSES, CONTENTS = {0: "a", 1: "b", 2: "c"}, {"s0.tar": "hash 0", "s1.tar": "hash 1"}
+
 
 def index(folder, n=10):
     rows = [
@@ -30,7 +32,7 @@ def index(folder, n=10):
         }
         for i in range(n)
     ]
-    return write_index(folder, pa.Table.from_pylist(rows, schema=SCHEMA), {0: "a", 1: "b", 2: "c"})
+    return write_index(folder, pa.Table.from_pylist(rows, schema=SCHEMA), CLASSES, CONTENTS)
 
 
 def layout(block=4, seed=0, dtype="float32"):

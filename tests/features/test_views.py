@@ -170,6 +170,26 @@ def test_damaged_images_are_refused(encode):
         decode(b"")
 
 
+def test_damage_in_the_metadata_is_refused_like_any_other(encode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x8769] = {0x9286: b"comment"}
+    whole = encode(picture(20, 10), "jpg", exif=exif)
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[int(random.integers(2, 120))] = int(random.integers(256))
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except ValueError as error:
+            assert "expected" in str(error)  # noqa: PT017 - most of the damage is readable
+
+
+def test_a_strip_is_refused_before_it_is_enlarged(encode):
+    with pytest.raises(ValueError, match="expected an image, got a strip of 2000 x 1"):
+        decode(encode(Image.new("RGB", (2000, 1))))
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(encode):
     bomb = encode(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000

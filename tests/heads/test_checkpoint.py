@@ -1,5 +1,7 @@
 """Heads on disk: what is saved is what is used, and nothing else is accepted."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,28 @@ def test_percentile_of_the_upstream_rows_is_their_rank():
     saved, _ = saved_head()
     ranks = np.linspace(0, 1, 1001)
     np.testing.assert_allclose(saved.percentile(saved.quantiles), ranks, atol=1e-9)
+
+
+def test_the_percentile_of_a_tie_is_its_middle():
+    saved, _ = saved_head()
+    tied = np.concatenate([np.zeros(301), np.linspace(1, 2, 700)])
+    tied = SavedHead(saved.name, 0, saved.head, tied, BACKBONE, {})
+    np.testing.assert_allclose(tied.percentile(np.array([-1.0, 0.0, 9.0])), [0, 0.15, 1])
+
+
+def test_a_scale_of_infinite_uncertainties_is_refused():
+    with pytest.raises(ValueError, match="expected finite uncertainties, got 1 of 2 others"):
+        quantiles(torch.tensor([1.0, torch.inf]))
+
+
+def test_a_head_whose_card_or_tensors_do_not_fit_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    for card in ({}, {"head": "ranking", "dim": 6, "width": 8, "depth": 2}):
+        text = json.dumps({"format": "askance-head/1", **card})
+        save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"askance": text})
+        with pytest.raises(ValueError, match="expected a whole head in .*x.safetensors"):
+            load(tmp_path / "x.safetensors")
 
 
 def test_embeddings_of_another_backbone_are_refused():

@@ -95,6 +95,11 @@ def test_training_is_the_same_for_the_same_seed_and_another_for_another():
     assert train(1) != train(2)
 
 
+def test_fewer_rows_than_a_batch_are_refused():
+    with pytest.raises(ValueError, match="expected at least train.batch=8 rows, got 4"):
+        next(shuffled(torch.ones(4, 2), torch.ones(4), 8, 1, seed=0))
+
+
 def test_head_learns_an_order_that_can_be_learnt():
     torch.manual_seed(0)
     embedding = torch.randn(512, 8)

@@ -27,7 +27,7 @@ def run(error):
         (FileNotFoundError("nothing"), 1, "askance: nothing"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space and run again"),
         (TooManyRefusedError("2 refused"), 3, "askance: 2 refused"),
-        (KeyboardInterrupt(), 130, "goes on where this one stopped"),
+        (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )
 def test_every_ending_has_its_code_and_one_line(error, code, message):

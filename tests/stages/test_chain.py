@@ -147,14 +147,8 @@ def test_the_table_holds_what_the_definitions_say(chain):
 
 def test_metrics_are_plain_nested_json(chain):
     metrics = json.loads((chain / "results" / "metrics.json").read_text())
-    assert set(metrics) == {
-        "r1",
-        "r_auroc",
-        "aurc",
-        "crop_win",
-        "auroc_classification",
-        "spearman_loss",
-    }
+    plain = {"r1", "r_auroc", "aurc", "crop_win", "auroc_classification", "spearman_loss"}
+    assert set(metrics) == plain | {f"{name}_sd" for name in plain - {"r1"}}
     assert set(metrics["r_auroc"]) == {*HEADS, "neighbour-distance"}
     assert set(metrics["r_auroc"]["ranking"]) == {"seen", "new", "average"}
 
@@ -170,12 +164,13 @@ def test_a_store_of_another_backbone_is_refused_by_the_heads(chain, tmp_path, ex
     stores = tmp_path / "stores"
     other = str(checkpoint(seed=1, img_size=32))
     extract(chain / "data" / "new", stores / "new.zarr", views=["plain", "crop"], weights=other)
+    retrieve.run(stores / "new.zarr", tmp_path / "new.parquet")
     with pytest.raises(ValueError, match="expected embeddings of the backbone that head ranking"):
         evaluate.run(
             chain / "models",
             chain / "stores" / "upstream.probe.zarr",
             stores,
-            chain / "neighbours",
+            tmp_path,
             tmp_path,
             sets=["new"],
             upstream=[],
@@ -214,11 +209,10 @@ def test_an_odd_batch_and_an_unknown_head_leave_the_old_heads_alone(chain):
     assert sorted(path.name for path in (chain / "models").iterdir()) == before
 
 
-def test_what_was_not_run_yet_is_named(tmp_path):
+def test_what_was_not_run_yet_is_named(chain, tmp_path):
+    losses = chain / "stores" / "upstream.probe.zarr"
     with pytest.raises(FileNotFoundError, match="expected heads in .*models, got none: run train"):
-        evaluate.run(
-            tmp_path / "models", tmp_path, tmp_path, tmp_path, tmp_path, sets=["a"], upstream=[]
-        )
+        evaluate.run(tmp_path / "models", losses, tmp_path, tmp_path, tmp_path, sets=["a"])
     with pytest.raises(ValueError, match="expected a store of format .*run extract"):
         probe.run(tmp_path / "a.zarr", tmp_path / "b.zarr")
 
@@ -258,3 +252,44 @@ def test_a_model_with_other_weights_is_refused(chain, checkpoint):
         askance.load(
             chain / "models" / "norm-0.safetensors", weights=str(checkpoint(seed=1, img_size=32))
         )
+
+
+def test_a_misspelt_upstream_set_is_named(chain):
+    with pytest.raises(ValueError, match=r"expected evaluate.upstream among .* got \['sen'\]"):
+        run_evaluate(chain, upstream=["sen"])
+
+
+def test_neighbours_of_another_store_are_refused(chain, tmp_path, extract):
+    extract(chain / "data" / "new", tmp_path / "new.zarr", views=["plain", "crop"], seed=9)
+    retrieve.run(tmp_path / "new.zarr", chain / "neighbours" / "new.parquet")
+    with pytest.raises(ValueError, match="got those of another: run retrieve"):
+        run_evaluate(chain)
+    retrieve.run(chain / "stores" / "new.zarr", chain / "neighbours" / "new.parquet")
+    run_evaluate(chain)
+
+
+def test_heads_of_other_losses_are_refused(chain):
+    stores = chain / "stores"
+    probe.run(stores / "upstream.zarr", stores / "upstream.probe.zarr", folds=2, iterations=20)
+    with pytest.raises(ValueError, match="expected heads trained on .*run train again"):
+        run_evaluate(chain)
+    run_from_probe(chain)
+
+
+def test_refused_images_leave_every_row_with_its_own_label(tmp_path, make_set, extract, encode):
+    """With refusals, rows, keys, labels, losses and neighbours still belong together."""
+    samples = {f"k{i:02}": (encode(i), i % 3) for i in range(30)}
+    bad = {"k04", "k05", "k17"}
+    samples |= {key: (b"no image", samples[key][1]) for key in bad}
+    store = extract(make_set(tmp_path, samples), tmp_path / "u.zarr", refusals=0.2)
+    probe.run(store, tmp_path / "u.probe.zarr", folds=2, iterations=5)
+    retrieve.run(store, tmp_path / "u.parquet")
+    features, losses = FeatureStore.open(store), FeatureStore.open(tmp_path / "u.probe.zarr")
+    assert features.keys == [key for key in samples if key not in bad]
+    np.testing.assert_array_equal(features.labels, [samples[key][1] for key in features.keys])
+    assert np.isfinite(losses.read("loss")).all()
+    table = pq.read_table(tmp_path / "u.parquet").to_pydict()
+    assert table["key"] == features.keys
+    assert not bad & set(table["neighbour_key"])
+    assert [samples[key][1] == samples[other][1] for key, other in
+            zip(table["key"], table["neighbour_key"], strict=True)] == table["hit"]  # fmt: skip

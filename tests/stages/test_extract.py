@@ -10,10 +10,14 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from askance.features.embed import COMPUTATION
 from askance.features.store import FeatureStore
 from askance.pipeline.command import TooManyRefusedError
+
+MEAN_EMBEDDING = {1: 0.176655}
 
 
 def content(path):
@@ -143,7 +147,7 @@ def test_images_that_cannot_be_read_are_refused_and_no_other(tmp_path, make_set,
     assert "damaged" in refused[0]["reason"]
     assert "something else" in refused[1]["reason"]
     store = FeatureStore.open(tmp_path / "a.zarr")
-    assert [store.keys[row] for row in store.rows] == [
+    assert store.keys == [
         "good",
         "grey",
         "cmyk",
@@ -251,7 +255,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     done = len(list(records.glob("*.json")))
     assert 3 <= done < 80, "the run must be stopped half way"
     if how == signal.SIGINT:
-        assert "interrupted; the same command goes on where this one stopped" in error
+        assert "interrupted; run the same command again: what is finished is kept" in error
     with pytest.raises(ValueError, match="not done"):
         FeatureStore.open(out)
     extract(data, out, block=2, batch=4)
@@ -324,6 +328,21 @@ def test_weights_of_another_architecture_are_refused(tmp_path, make_set, extract
     other = str(checkpoint("test_resnet"))
     with pytest.raises(ValueError, match="expected a checkpoint that fits, got .*test_resnet"):
         extract(make_set(tmp_path), tmp_path / "a.zarr", weights=other)
+
+
+def test_the_embedding_is_that_of_this_version(tmp_path, make_set, extract, checkpoint):
+    """Pinned from a run of ours; where it changes, COMPUTATION must: old stores are continued."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(checkpoint(img_size=32))
+    for number, (name, tensor) in enumerate(sorted(state.items())):
+        waves = np.sin(np.arange(tensor.numel()) * (0.37 + number / 100)) / 4
+        state[name] = (tensor * 0).flatten().add(torch.from_numpy(waves)).view_as(tensor).float()
+    save_file(state, tmp_path / "waves.safetensors")
+    weights = str(tmp_path / "waves.safetensors")
+    store = FeatureStore.open(extract(make_set(tmp_path), tmp_path / "a.zarr", weights=weights))
+    found = np.abs(store.embedding("plain")).mean()
+    np.testing.assert_allclose(found, MEAN_EMBEDDING[COMPUTATION], rtol=1e-4)
 
 
 def test_published_preprocessing_is_imagenets_whatever_the_model(tmp_path, make_set, extract):

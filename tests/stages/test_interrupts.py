@@ -37,7 +37,7 @@ def commands(root):
         "--batch",
         "4",
     ]
-    sets = ["--sets", "new", "--upstream", "none", "--resamples", "5"]
+    sets = ["--sets", "new", "--resamples", "5"]
     shards = f"shards 'path={root}/made/new/shards/*.tar'"
     return {
         "prepare": [root / "data" / "up", "--source", shards],
@@ -87,5 +87,5 @@ def test_an_interrupt_changes_nothing(finished, monkeypatch, stage, inside):
     result = start(finished, stage)
     assert reached, result.output
     assert result.exit_code == 130
-    assert "goes on where this one stopped" in result.stderr
+    assert "run the same command again" in result.stderr
     assert content(finished) == before

@@ -90,7 +90,14 @@ def about():
             "views": ["plain", "augment"],
         },
         "sets": [
-            {"name": n, "kind": k, "queries": 1500, "refused": 0, "classes": 10}
+            {
+                "name": n,
+                "kind": k,
+                "queries": 1500,
+                "refused": 0,
+                "classes": 10,
+                "new_classes": k == "zero-shot",
+            }
             for n, k in SETS.items()
         ],
         "heads": HEADS,
@@ -127,7 +134,7 @@ def write_set(folder, images, labels, classes):
         }
         for i, (key, members) in enumerate(scan(str(shard)))
     ]
-    return write_index(folder, pa.Table.from_pylist(rows), classes)
+    return write_index(folder, pa.Table.from_pylist(rows), classes, {shard.name: "x"})
 
 
 def write_queries(results, name, index, percentile):

@@ -25,7 +25,9 @@ def writer(tmp_path):
     n = len(LABELS)
     columns = {"key": [f"k{i}" for i in range(n)], "shard": ["s"] * n, "position": range(n)}
     columns |= {"offset": range(n), "size": [1] * n, "label": LABELS, "split": [""] * n}
-    index = write_index(tmp_path / "set", pa.table({**columns, "votes": [None] * n}), {})
+    index = write_index(
+        tmp_path / "set", pa.table({**columns, "votes": [None] * n}), {}, {"s": "x"}
+    )
     layout = Layout(
         {"embedding": Array((2, 2), "float16", (1, 2))}, 4, {"views": ["plain", "crop"]}
     )
