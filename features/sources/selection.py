@@ -38,7 +38,8 @@ COLUMNS = pa.schema(
 class Filter:
     """Which samples of a source to take: all of them, unless told otherwise.
 
-    `split`: names of splits, and `classes`: shell patterns of class names, both with commas.
+    `split`: names of splits, and `classes`: shell patterns of class names, both with commas; a
+    pattern after `!` takes its classes out again.
     `folds` deals each class by lot, drawn from its name alone, to one of that many folds; `fold`
     names those to take, from 0, with commas. So folds share no class, whatever else is filtered
     and whichever other classes a source has. `limit`: at most that many images per class, drawn
@@ -84,13 +85,14 @@ class Filter:
     def _names(self, whole: pa.Table) -> list[str] | None:
         if not self.classes:
             return None
-        existing, taken = pc.unique(whole["name"]).to_pylist(), []
-        for pattern in self.classes.split(","):
-            matching = [name for name in existing if fnmatchcase(name, pattern)]
+        existing, patterns = pc.unique(whole["name"]).to_pylist(), self.classes.split(",")
+        taken = set(existing) if all(pattern.startswith("!") for pattern in patterns) else set()
+        for pattern in patterns:
+            matching = {n for n in existing if fnmatchcase(n, pattern.removeprefix("!"))}
             if not matching:
                 raise ValueError(f"expected a class like {pattern!r}, got {listing(existing)}")
-            taken += matching
-        return taken
+            taken = taken - matching if pattern.startswith("!") else taken | matching
+        return sorted(taken)
 
     def _splits(self, whole: pa.Table) -> list[str] | None:
         if not self.split:

@@ -152,3 +152,13 @@ def test_a_line_names_source_options_and_filter():
 def test_a_bad_line_is_explained(line, message):
     with pytest.raises(ValueError, match=message):
         parse(line)
+
+
+def test_a_pattern_after_an_exclamation_mark_takes_its_classes_out():
+    table = table_of("cat", "dog", "dog-face", "ship")
+    left = Filter(classes="!dog*").apply(table)["class"].to_pylist()
+    assert left == ["cat", "ship"]
+    left = Filter(classes="dog*,!dog-face").apply(table)["class"].to_pylist()
+    assert left == ["dog"]
+    with pytest.raises(ValueError, match="expected a class like '!bird', got cat, dog"):
+        Filter(classes="!bird").apply(table)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from askance.features.store import FeatureStore
 from askance.heads.checkpoint import load
-from askance.stages import evaluate, probe, report, retrieve, train
+from askance.stages import evaluate, prepare, probe, report, retrieve, train
 
 HEADS = ["ranking", "squared", "entropy", "maxprob", "norm"]
 
@@ -293,3 +293,31 @@ def test_refused_images_leave_every_row_with_its_own_label(tmp_path, make_set, e
     assert not bad & set(table["neighbour_key"])
     assert [samples[key][1] == samples[other][1] for key, other in
             zip(table["key"], table["neighbour_key"], strict=True)] == table["hit"]  # fmt: skip
+
+
+def test_a_class_of_the_upstream_set_is_not_zero_shot(tmp_path, make_set, extract, encode):
+    """Only names can tell: one set's class 1 need not be another's."""
+    for name in ("up", "new"):
+        for label in ("dog", f"{name}-only"):
+            for i in range(4):
+                path = tmp_path / name / label / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(i))
+        prepare.run(tmp_path / "data" / name, [f"folder 'path={tmp_path / name}'"])
+        views = ["plain", "crop"] if name == "new" else ["plain"]
+        extract(tmp_path / "data" / name, tmp_path / "stores" / f"{name}.zarr", views=views)
+    stores = tmp_path / "stores"
+    probe.run(stores / "up.zarr", stores / "p.zarr", folds=2)
+    retrieve.run(stores / "new.zarr", tmp_path / "new.parquet")
+    train.run(
+        stores / "up.zarr",
+        stores / "p.zarr",
+        tmp_path / "m",
+        tmp_path / "t.json",
+        heads=["norm"],
+        seeds=[0],
+    )
+    with pytest.raises(ValueError, match="never trained on in new, got 1 .* such as 'dog'"):
+        evaluate.run(
+            tmp_path / "m", stores / "p.zarr", stores, tmp_path, tmp_path / "r", sets=["new"]
+        )
