@@ -1,5 +1,8 @@
 import io
+import os
 import tarfile
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch, at its import below
 
 import numpy as np
 import pytest
