@@ -97,7 +97,7 @@ npm error errno ECONNREFUSED
 npm error FetchError: request to the registry failed, reason: connect ECONNREFUSED
 npm error     at ClientRequest.emit (node:events:524:28)
 npm error If you are behind a proxy, please make sure that the 'proxy' config is set properly.
-npm error A complete log of this run can be found in: /root/.npm/_logs/x.log
+npm error A complete log of this run can be found in: /home/a/.npm/_logs/x.log
 """
 OLD_NPM_SAYS = """npm ERR! code E404
 npm ERR! 404 Not Found - GET the registry/x
