@@ -1,5 +1,6 @@
 """extract on tiny shards with a tiny ViT: seeded views, refusals, resuming, and every bad input."""
 
+import functools
 import io
 import os
 import signal
@@ -243,7 +244,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
 ):
     data, weights = make_set(tmp_path, n=240), checkpoint(img_size=32)
     out = tmp_path / "a" / "a.zarr"
-    process = start(data, out, weights)
+    # A shell starts background jobs deaf to Ctrl-C, and children inherit that.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = start(data, out, weights, preexec_fn=hear)
     records = out / "status" / "blocks"
     deadline = time.monotonic() + 60
     while process.poll() is None and len(list(records.glob("*.json"))) < 3:
