@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
-from benchmarks import backbone
+from benchmarks import augment, backbone
 
+augment.main()
 backbone.main()
