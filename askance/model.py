@@ -14,6 +14,7 @@ from askance.features.store import FeatureStore
 from askance.features.views import Preprocessing, plain, upright_rgb
 from askance.heads.checkpoint import SavedHead
 from askance.heads.checkpoint import load as load_head
+from askance.pipeline.artifacts import place
 
 
 class Model(nn.Module):
@@ -68,5 +69,5 @@ def load(path: Path | str, weights: str = "pretrained") -> Model:
 
 
 def open_store(path: Path | str) -> FeatureStore:
-    """Open a finished feature store: its arrays, joined with keys and labels."""
-    return FeatureStore.open(Path(path))
+    """Open a finished feature store, at a path or URL: its arrays, with keys and labels."""
+    return FeatureStore.open(place(str(path)))

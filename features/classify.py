@@ -16,7 +16,9 @@ class Classifier:
 
     def logits(self, embedding: Float32[np.ndarray, "*n d"]) -> Float32[np.ndarray, "*n c"]:
         """Return the logits of each embedding."""
-        return embedding @ self.weight.T + self.bias
+        # As one product: NumPy would make one of each leading index.
+        flat = embedding.reshape(-1, embedding.shape[-1]) @ self.weight.T + self.bias
+        return flat.reshape(*embedding.shape[:-1], len(self.bias))
 
 
 def scores(

@@ -1,153 +1,193 @@
-"""Pictures to blocks of arrays: the reader, the network and the order of work between them."""
+"""Pictures to blocks of arrays: the order of work from shards to embeddings."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Literal, TypeVar
+from itertools import islice, tee
 
 import numpy as np
-import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
-from askance.features.backbone import Backbone
-from askance.features.blocks import Block
+from askance.features.backbone import Backbone, load_backbone
+from askance.features.blocks import Task
 from askance.features.classify import Classifier, scores, top
+from askance.features.engine import Engine
 from askance.features.index import Index
-from askance.features.shards import ImageReader
+from askance.features.layout import Array, Layout
+from askance.features.reader import images
+from askance.features.recipe import Recipe
 from askance.features.views import RENDERING, View, crop_fraction, decode, render
-from askance.features.writer import Array, Layout
+from askance.pipeline.devices import device as pick
+from askance.pipeline.lanes import ahead
+from askance.pipeline.provenance import machine, versions
 
-T = TypeVar("T")
-R = TypeVar("R")
-LogitsKept = Literal["none", "top", "full"]
 # Part of every store's fingerprint: raise it when what is computed from the pixels changes, or
 # stores made before would be continued (test_the_embedding_is_that_of_this_version).
-COMPUTATION = 1
+COMPUTATION = 2
 TOP = 32  # logits kept per row and view by "top"
+AHEAD = 4  # batches that are decoded before the backbone asks for them
 
 Loaded = np.ndarray | str  # the pixels of all views, (v, h, w, 3) uint8, or why there are none
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """What became of a task: the arrays of its samples in their order, and its refusals by row."""
+
+    task: Task
+    arrays: dict[str, np.ndarray]
+    refused: dict[int, str]
+
+
+@dataclass(frozen=True)
 class Embedder:
-    """How a set's pictures become arrays.
+    """A recipe with its backbone on a device; `classifier` is the backbone's own where wanted."""
 
-    `classifier` is the backbone's own where the labels are its columns, else None; `batch` counts
-    pictures of one forward pass, all views together.
-    """
-
+    recipe: Recipe
     backbone: Backbone
     classifier: Classifier | None
-    index: Index
-    views: tuple[View, ...]
-    logits: LogitsKept
-    seed: int
-    batch: int
 
-    def layout(self, dtype: str, block: int, name: str) -> Layout:
-        """Say what the store will hold, and everything that decides its content."""
-        own, v, d = self.classifier, len(self.views), self.width
-        arrays = {"embedding": Array((v, d), dtype, (1, d))}
-        whole = {}
+    @classmethod
+    def load(cls, recipe: Recipe) -> "Embedder":
+        """Load the backbone onto the recipe's device.
+
+        Raises:
+            ValueError: an unknown backbone, weights that don't fit, one without a linear classifier
+                where its own is wanted, no such device.
+            OSError: weights that can't be had.
+        """
+        r = recipe
+        backbone = load_backbone(r.backbone, r.weights, r.size, r.preprocess, r.precision)
+        own = backbone.classifier() if r.classifier == "own" else None
+        if r.classifier == "own" and own is None:
+            raise ValueError(
+                f"expected a backbone with a linear classifier, got {r.backbone}: set"
+                " upstream.classifier to none, and a probe is fitted on the embeddings"
+            )
+        backbone.to(pick(r.device))
+        if r.compile:
+            backbone.compile_network()
+        return cls(r, backbone, own)
+
+    def layout(self, index: Index) -> Layout:
+        """Say what the store of a set will hold, and everything that decides its content.
+
+        Raises:
+            ValueError: a label is no column of the backbone's own classifier.
+        """
+        recipe, own = self.recipe, self.classifier
+        v, d = len(recipe.views), self.backbone.width
+        arrays = {"embedding": Array((v, d), recipe.dtype, (1, d))}
+        known, whole = {}, {}
         if own is not None:
-            arrays |= _score_arrays(v, len(own.bias), self.logits)
+            _check_labels(index, len(own.bias), recipe.backbone)
+            arrays |= score_arrays(recipe, v, len(own.bias))
             whole = {"classifier/weight": own.weight, "classifier/bias": own.bias}
-        if View.CROP in self.views:
-            crops = [crop_fraction(self.seed, key) for key in self.index.keys]
-            whole["crop"] = np.array(crops, np.float32)
-        if (votes := _votes(self.index)) is not None:
-            whole["votes"] = votes
-        content = {
-            "backbone": name,
+        if View.CROP in recipe.views:
+            crops = [crop_fraction(recipe.seed, key) for key in index.keys]
+            known["crop"] = np.array(crops, np.float32)
+        if (votes := _votes(index)) is not None:
+            known["votes"] = votes
+        made = {"data": str(index.folder), "recipe": asdict(recipe)}
+        made |= {"versions": versions(), "machine": machine()}
+        return Layout(arrays, recipe.block, self._content(), made, known, whole)
+
+    def _content(self) -> dict[str, object]:
+        recipe, own = self.recipe, self.classifier is not None
+        return {
+            "backbone": recipe.backbone,
             "weights": self.backbone.weights_hash(),
             "preprocessing": asdict(self.backbone.preprocessing),
-            "precision": self.backbone.precision,
-            "views": [str(view) for view in self.views],
+            "precision": recipe.precision,
+            "compile": recipe.compile,
+            "views": [str(view) for view in recipe.views],
             "rendering": RENDERING,
             "computation": COMPUTATION,
-            "batch": self.batch,
+            "batch": recipe.batch,
             "device": self.backbone.device.type,
-            "seed": self.seed,
-            "dtype": dtype,
-            "classifier": own is not None,
-            "logits": self.logits if own is not None else "none",
+            "seed": recipe.seed,
+            "dtype": recipe.dtype,
+            "classifier": own,
+            "logits": recipe.logits if own else "none",
         }
-        return Layout(arrays, block, content, {}, whole)
 
-    @property
-    def width(self) -> int:
-        """The number of values in an embedding."""
-        return self.backbone(torch.zeros_like(self._blank())).shape[1]
+    def embed(self, tasks: Iterable[Task]) -> Iterator[Embedded]:
+        """Embed tasks in order; while one is computed, the next is read and decoded.
 
-    def embed(
-        self, images: ImageReader, blocks: list[Block], threads: int
-    ) -> Iterator[tuple[Block, dict[str, np.ndarray], dict[int, str]]]:
-        """Yield each block with its arrays and its refusals ({row: reason}).
-
-        Pictures are decoded and rendered by threads, ahead of the network. The batches of a block
-        hold the same rows in every run, so that a resume gives the same bytes.
+        The batches of a task hold the same images in every run, so that a resume gives the same
+        bytes. Black takes the place of a refused image, so that the others don't depend on it.
         """
-        per_batch = max(1, self.batch // len(self.views))
-        rows = [row for block in blocks for row in block.rows]
-        with ThreadPoolExecutor(threads) as pool:
-            loaded = ahead(pool, lambda row: self._load(images, row), rows, 4 * per_batch)
-            for block in blocks:
+        per = self.recipe.images
+        engine = Engine(self.backbone, per * len(self.recipe.views))
+        to_read, to_batch, to_yield = tee(tasks, 3)
+        sent: deque[dict[int, str]] = deque()  # refusals, by place, of the batches on their way
+        with ThreadPoolExecutor(self.recipe.threads) as pool:
+            samples = images(task.samples for task in to_read)
+            loaded = ahead(pool, self._load, samples, AHEAD * per)
+            embedded = engine.embed(self._batches(to_batch, loaded, sent))
+            for task in to_yield:
+                count = -(-len(task.samples) // per)
+                embedding = np.concatenate(list(islice(embedded, count)))
                 refused: dict[int, str] = {}
-                parts = []
-                for start in range(block.start, block.stop, per_batch):
-                    batch = range(start, min(start + per_batch, block.stop))
-                    parts.append(self._forward(list(islice(loaded, len(batch))), batch, refused))
-                yield block, self._arrays(block, np.concatenate(parts)), refused
+                for start in range(0, len(task.samples), per):
+                    refused |= {start + place: why for place, why in sent.popleft().items()}
+                yield self._embedded(task, embedding, refused)
 
-    def _load(self, images: ImageReader, row: int) -> Loaded:
-        content = images.read(row)  # a shard that can't be read stops the run: nothing is refused
+    def _load(self, sample: tuple[str, bytes | str]) -> Loaded:
+        key, content = sample
+        if isinstance(content, str):
+            return content
         try:
             image = decode(content)
         except ValueError as error:
             return str(error)
-        return render(
-            image, self.views, self.backbone.preprocessing, self.seed, self.index.keys[row]
-        )
+        recipe = self.recipe
+        return render(image, recipe.views, self.backbone.preprocessing, recipe.seed, key)
 
-    def _forward(
-        self, loaded: list[Loaded], rows: range, refused: dict[int, str]
-    ) -> Float32[np.ndarray, "b v d"]:
-        """Embed one batch; refused rows come out as NaN and are noted in `refused`.
+    def _batches(
+        self, tasks: Iterable[Task], loaded: Iterator[Loaded], sent: deque[dict[int, str]]
+    ) -> Iterator[UInt8[np.ndarray, "_ h w 3"]]:
+        per, side = self.recipe.images, self.backbone.preprocessing.size
+        black = np.zeros((len(self.recipe.views), side, side, 3), np.uint8)
+        for task in tasks:
+            for start in range(0, len(task.samples), per):
+                batch = list(islice(loaded, min(per, len(task.samples) - start)))
+                sent.append({place: x for place, x in enumerate(batch) if isinstance(x, str)})
+                yield np.concatenate([black if isinstance(x, str) else x for x in batch])
 
-        A refused row's place is filled with black, so that the shape of a batch, and with it the
-        rounding of the other rows, doesn't depend on it.
-        """
-        bad = {row: x for row, x in zip(rows, loaded, strict=True) if isinstance(x, str)}
-        side = self.backbone.preprocessing.size
-        black = np.zeros((len(self.views), side, side, 3), np.uint8)
-        pixels = np.stack([black if isinstance(x, str) else x for x in loaded])
-        flat = torch.from_numpy(pixels.reshape(-1, side, side, 3)).to(self.backbone.device)
-        embedding = self.backbone(flat).cpu().numpy().reshape(len(loaded), len(self.views), -1)
-        for place in np.flatnonzero(~np.isfinite(embedding).all(axis=(1, 2))):
-            bad.setdefault(rows[place], "expected a finite embedding, got NaN or infinity")
-        embedding[[row - rows.start for row in bad]] = np.nan
-        refused |= bad
-        return embedding
+    def _embedded(
+        self, task: Task, flat: Float32[np.ndarray, "nv d"], refused: dict[int, str]
+    ) -> Embedded:
+        embedding = flat.reshape(len(task.samples), len(self.recipe.views), -1)
+        for place in np.flatnonzero(~np.isfinite(embedding).all(axis=(1, 2))).tolist():
+            refused.setdefault(place, "expected a finite embedding, got NaN or infinity")
+        embedding[list(refused)] = np.nan
+        rows = task.samples["row"].to_numpy()
+        by_row = {int(rows[place]): why for place, why in sorted(refused.items())}
+        return Embedded(task, self._arrays(embedding, task.samples["label"].to_numpy()), by_row)
 
     def _arrays(
-        self, block: Block, embedding: Float32[np.ndarray, "n v d"]
+        self, embedding: Float32[np.ndarray, "n v d"], label: np.ndarray
     ) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {"embedding": embedding}
         if self.classifier is None:
             return arrays
-        logits = self.classifier.logits(embedding)
-        arrays |= scores(logits, self.index.labels[block.start : block.stop])
-        if self.logits == "full":
-            arrays["logits"] = logits
-        if self.logits == "top":
-            arrays |= top(logits, min(TOP, logits.shape[-1]))
-        return arrays
+        # By batches: the logits of a whole block may not fit into memory.
+        cuts = [slice(n, n + self.recipe.images) for n in range(0, len(label), self.recipe.images)]
+        parts = [self._scores(self.classifier, embedding[cut], label[cut]) for cut in cuts]
+        return arrays | {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def _blank(self) -> torch.Tensor:
-        side = self.backbone.preprocessing.size
-        return torch.zeros(1, side, side, 3, dtype=torch.uint8, device=self.backbone.device)
+    def _scores(
+        self, classifier: Classifier, embedding: Float32[np.ndarray, "n v d"], label: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        logits = classifier.logits(embedding)
+        found: dict[str, np.ndarray] = scores(logits, label)
+        if self.recipe.logits == "full":
+            found["logits"] = logits
+        if self.recipe.logits == "top":
+            found |= top(logits, min(TOP, logits.shape[-1]))
+        return found
 
 
 def _votes(index: Index) -> np.ndarray | None:
@@ -159,51 +199,23 @@ def _votes(index: Index) -> np.ndarray | None:
     return np.array([row or [-1] * columns for row in votes], np.int32)
 
 
-def _score_arrays(v: int, c: int, logits: LogitsKept) -> dict[str, Array]:
+def score_arrays(recipe: Recipe, v: int, c: int) -> dict[str, Array]:
+    """Return the schema of what a classifier of `c` classes says of `v` views."""
     arrays = {name: Array((v,), "float32", (v,)) for name in ("loss", "logsumexp", "entropy")}
-    if logits == "full":
+    if recipe.logits == "full":
         arrays["logits"] = Array((v, c), "float16", (1, c))
-    if logits == "top":
+    if recipe.logits == "top":
         k = min(TOP, c)
         arrays["logits_top"] = Array((v, k), "float16", (1, k))
         arrays["logits_top_index"] = Array((v, k), "int32", (1, k))
     return arrays
 
 
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int
-) -> Iterator[R]:
-    """Map in order over threads, at most `depth` items ahead of the consumer."""
-    waiting: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def own_classifier(backbone: Backbone, name: str, index: Index) -> Classifier:
-    """Return the backbone's own classifier, when the set's labels are its columns.
-
-    Raises:
-        ValueError: the backbone has no linear classifier, or a label is none of its columns.
-    """
-    own = backbone.classifier()
-    if own is None:
-        raise ValueError(
-            f"expected a backbone with a linear classifier, got {name}: set upstream.classifier to"
-            " none, and a probe is fitted on the embeddings"
-        )
+def _check_labels(index: Index, columns: int, name: str) -> None:
     lowest, highest = int(index.labels.min()), int(index.labels.max())
-    if lowest < 0 or highest >= len(own.bias):
+    if lowest < 0 or highest >= columns:
         raise ValueError(
-            f"expected labels from 0 to {len(own.bias) - 1} (the classifier of {name}), got"
-            f" {lowest} to {highest} in {index.folder}: set upstream.classifier to none, or map"
-            " the labels to its columns"
+            f"expected labels from 0 to {columns - 1} (the classifier of {name}), got {lowest} to"
+            f" {highest} in {index.folder}: set upstream.classifier to none, or map the labels to"
+            " its columns"
         )
-    return own

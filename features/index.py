@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from askance.pipeline.artifacts import atomic
+from askance.pipeline.artifacts import Place, write_bytes
 
 SCHEMA = pa.schema(
     [
@@ -32,6 +31,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+ROWS = 1 << 16  # hashed at a time
+
+assert SCHEMA.get_field_index("shard") == 1
+
 
 @dataclass(frozen=True)
 class Index:
@@ -41,7 +44,7 @@ class Index:
     `contents` tells each shard's bytes from others: {shard: hash} (`shards.content`).
     """
 
-    folder: Path
+    folder: Place
     table: pa.Table
     classes: dict[int, str]
     contents: dict[str, str]
@@ -61,13 +64,13 @@ class Index:
     @cached_property
     def digest(self) -> str:
         """A hash of all that decides the rows' content: not of where the shards lie."""
-        hashes = pa.array([self.contents[shard] for shard in self.table["shard"].to_pylist()])
-        column = self.table.schema.get_field_index("shard")
-        table = self.table.set_column(column, "shard", hashes).cast(SCHEMA).combine_chunks()
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, SCHEMA) as stream:
-            stream.write_table(table)
-        return hashlib.sha256(sink.getvalue()).hexdigest()
+        total = hashlib.sha256()
+        for batch in self.table.cast(SCHEMA).combine_chunks().to_batches(max_chunksize=ROWS):
+            shards = batch["shard"].dictionary_encode()
+            hashes = pa.array([self.contents[shard] for shard in shards.dictionary.to_pylist()])
+            named = batch.set_column(1, SCHEMA.field("shard"), hashes.take(shards.indices))
+            total.update(named.serialize())
+        return total.hexdigest()
 
     def location(self, shard: str) -> str:
         """Return the path or URL of `shard`, resolved against the index's folder."""
@@ -75,7 +78,7 @@ class Index:
 
 
 def write_index(
-    folder: Path, table: pa.Table, classes: dict[int, str], contents: dict[str, str]
+    folder: Place, table: pa.Table, classes: dict[int, str], contents: dict[str, str]
 ) -> Index:
     """Write `folder/index.parquet` and return it as an `Index`.
 
@@ -88,17 +91,18 @@ def write_index(
     names = json.dumps({str(label): name for label, name in sorted(classes.items())})
     about = {"classes": names, "contents": json.dumps(contents)}
     table = table.cast(SCHEMA).replace_schema_metadata(about)
-    with atomic(folder / "index.parquet") as temporary:
-        pq.write_table(table, temporary)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(folder / "index.parquet", sink.getvalue().to_pybytes())
     return Index(folder, table, classes, contents)
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Place) -> Index:
     """Read the index of the set prepared in `folder`."""
     path = folder / "index.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"expected a prepared set in {folder}, got no {path}: run prepare")
-    table = pq.read_table(path)
+    table = pq.read_table(pa.BufferReader(path.read_bytes()))
     about = {name: json.loads(text) for name, text in (table.schema.metadata or {}).items()}
     classes = {int(label): name for label, name in about[b"classes"].items()}
     return Index(folder, table.cast(SCHEMA), classes, about[b"contents"])

@@ -3,6 +3,9 @@
 A sample is the run of members that share a key (the name up to the first dot of its last part);
 its image is the member with an image's extension. Images are read by byte range, so no shard is
 ever unpacked or read twice.
+
+A shard may be hostile: its headers are walked here, as tarfile.TarFile takes a damaged one for the
+end, follows extended ones to any size and depth, and keeps all of them in memory.
 """
 
 import os
@@ -11,21 +14,41 @@ import tarfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
-from askance.features.index import Index
 from askance.pipeline.artifacts import sha256
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"})
-NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's rule: key, extension
-MAX_TEXT = 1 << 20  # bytes of a label or of votes
+# webdataset's rule, but for hidden files: key, extension; in linear time.
+NAME = re.compile(r"((?s:.*/|)[^./]+)[.]([^/]*)")
+# Leaves its folder, on whatever system, or is no file's name.
+UNSAFE = re.compile(
+    r"\A(?:/|[A-Za-z]:|\Z)|(?:\A|/)[.][.](?:/|\Z)|/\Z|[\\\x00-\x1f\x7f\ud800-\udfff]"
+)
+# webdataset's decoder unpickles these, also compressed (.pkl.gz), and .pth by torch.load.
+PICKLE = re.compile(r"[.](?:pkl|pickle|pyd|pth)(?:[.]|\Z)", re.IGNORECASE)
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
+EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)  # say more of the next
+RECORD = re.compile(rb"([0-9]{1,7}) ([^=\n]+)=")  # of a pax header: its length and keyword
+# fsspec and webdataset know others, which run commands, read other files or chain (`a::b`).
+PROTOCOLS = frozenset(
+    {"abfs", "abfss", "az", "file", "gcs", "gs", "hdfs", "http", "https", "memory", "s3", "s3a"}
+)
+# Azure writes container@account. A secret may hold slashes; what follows a port is no secret.
+CREDENTIALS = re.compile(
+    r"(?<!abfs)(?<!abfss)(?<!az)://[^/?#]*@|://[^/?#@]*:(?![0-9]+[/?#])[^@]*@", re.IGNORECASE
+)
+MAX_MEMBERS = 500_000  # of a shard
+MAX_SAMPLE = 64  # members of a sample
+MAX_CHAIN = 4  # headers of a member
+MAX_NAME = 4096  # characters: what most systems allow a path
+MAX_TEXT = 1 << 20  # bytes of a label, of votes, of an extended header, of zeros at the end
 BLOCK = 512  # bytes: a tar's unit
+AHEAD = 4 << 20  # bytes asked of a server at a time: about what comes while one waits for them
 MAX_SAMPLES, MAX_BYTES = 10_000, 512 << 20  # of a shard that we write
-OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -41,11 +64,43 @@ class Member:
     content: bytes = b""
 
 
+def check_place(shard: str) -> None:
+    """Check that a shard's place is a path or a URL that does nothing but give bytes.
+
+    Raises:
+        ValueError: a command (`pipe:`), another protocol than `PROTOCOLS`, a chain (`a::b`), a URL
+            with credentials (the message doesn't repeat them), a folder or a device.
+    """
+    scheme = re.match(r"\s*([a-z][a-z0-9+.-]+)\s*:", shard.lower())
+    if scheme and scheme[1] == "pipe":
+        raise ValueError(
+            "expected a path or URL of a shard, got a command (pipe:...): commands are never run;"
+            " write its output to a file"
+        )
+    if CREDENTIALS.search(shard):
+        raise ValueError(
+            "expected a URL without credentials, got one with a user or password before its host:"
+            " credentials come from the environment"
+        )
+    is_url = scheme or "://" in shard
+    if "::" in shard or (is_url and shard.partition("://")[0] not in PROTOCOLS):
+        raise ValueError(
+            f"expected a path, or a URL of {', '.join(sorted(PROTOCOLS))}, got {shard!r}: copy the"
+            " shard to one of them (a file's own name with a colon needs ./ before it)"
+        )
+    if "://" not in shard and Path(shard).exists() and not Path(shard).is_file():
+        raise ValueError(f"expected a tar, got a folder or device at {shard}: write {shard}/*.tar")
+
+
 def content(shard: str) -> str:
     """Return what tells a shard's bytes from others: the SHA-256 of a local file.
 
     A remote shard is not read through; its file system's checksum (size and etag, or date) counts.
+
+    Raises:
+        ValueError: a place that `check_place` refuses.
     """
+    check_place(shard)
     if "://" not in shard:
         return sha256(Path(shard))
     system, path = fsspec.core.url_to_fs(shard)
@@ -55,26 +110,38 @@ def content(shard: str) -> str:
 def scan(shard: str, read: Collection[str] = ()) -> Iterator[tuple[str, list[Member]]]:
     """Yield each sample's key and members, in the order of the shard (a path or an fsspec URL).
 
-    Only headers are read, and the content of members with an extension in `read`. Files without
-    an extension belong to no sample. Anything but a regular file with a safe name ends the scan.
+    Only headers are read, and the content of members with an extension in `read`; of a remote
+    shard, pieces of `AHEAD` bytes that begin with them. Memory doesn't grow with the shard. Files
+    without an extension, and hidden ones, belong to no sample. Neither the content nor the size of
+    an image is judged: one that is too large is refused alone, when it is read.
 
     Raises:
-        ValueError: not a tar; cut short, also on the border of a block; damaged; or with a member
-            that is a link or a device, or leaves its folder.
+        ValueError: not a tar; cut short, also on the border of a block; damaged; with more behind
+            its end; with a member that is a link, a device or sparse, leaves its folder, or is a
+            pickle; with too many members, or two of a sample with one extension; at a place that
+            `check_place` refuses, or on a server that knows no byte ranges.
+        OSError: it can't be read.
     """
     key, members = "", list[Member]()
     with _open(shard) as file:
-        for entry in _entries(shard, file):
-            if entry.isdir():
-                continue
-            _check(shard, entry)
+        for number, entry in enumerate(_entries(shard, file)):
+            if number == MAX_MEMBERS:
+                raise ValueError(
+                    f"expected at most {MAX_MEMBERS:,} members, got more in {shard}: pack them into"
+                    " smaller shards"
+                )
             name = NAME.fullmatch(entry.name)
-            if name is None:
+            if name is None or entry.isdir():
                 continue
             if name[1] != key and members:
                 yield key, members
                 members = []
             key, extension = name[1], name[2].lower()
+            if len(members) == MAX_SAMPLE or any(m.extension == extension for m in members):
+                raise ValueError(
+                    f"expected at most {MAX_SAMPLE} members, each with its own extension, in the"
+                    f" sample {key!r} of {shard}, got another {extension!r}: pack it again"
+                )
             content = _text(shard, file, entry) if extension in read else b""
             members.append(Member(extension, entry.offset_data, entry.size, content))
     if members:
@@ -82,38 +149,98 @@ def scan(shard: str, read: Collection[str] = ()) -> Iterator[tuple[str, list[Mem
 
 
 def _entries(shard: str, file: Any) -> Iterator[tarfile.TarInfo]:  # noqa: ANN401 - fsspec's files
-    """Yield the headers of a tar, and check that it is whole.
-
-    tarfile takes the end of the file, and a damaged header, for the end of the tar: the samples
-    behind would be lost in silence (test_a_tar_cut_on_the_border_of_a_block_is_refused).
-    """
-    last = ""
+    """Yield the headers of a tar's files and folders, and check that it is whole."""
+    length, at, last = file.seek(0, os.SEEK_END), 0, ""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for entry in tar:
-                last = f" (behind {entry.name!r})"
-                yield entry
-            end = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+        while entry := _next(file, at):
+            _check(shard, entry)
+            stop = entry.offset_data + (entry.size if entry.isreg() else 0)
+            if stop > length:
+                raise tarfile.ReadError(f"cut within the member {entry.name[:80]!r}")
+            yield entry
+            at, last = stop + -stop % BLOCK, f" (behind {entry.name[:80]!r})"
+        if length - at > MAX_TEXT or _read(file, at, length - at).strip(b"\0"):
+            raise tarfile.ReadError("an end mark with more than zeros behind it")
+    except tarfile.TarError as error:
         raise ValueError(
-            f"expected a whole, uncompressed tar, got {shard}: {error}{last}; copy or pack it again"
-        ) from error
-    file.seek(end)
-    rest = file.read(MAX_TEXT)
-    if len(rest) < BLOCK or rest.strip(b"\0"):
-        got = "damaged or foreign bytes" if rest.strip(b"\0") else "the end of the file"
-        raise ValueError(
-            f"expected a whole tar, got {shard}: no end mark but {got} at byte {end:,}{last}; copy"
+            f"expected a whole, uncompressed tar, got {shard}: {error} at byte {at:,}{last}; copy"
             " or pack it again"
-        )
+        ) from error
+
+
+def _next(file: Any, at: int) -> tarfile.TarInfo | None:  # noqa: ANN401
+    """Return the header at a byte, with what extended headers before it say; None: the end mark."""
+    records: dict[str, str] = {}
+    for _ in range(MAX_CHAIN):
+        block = _read(file, at, BLOCK)
+        if block == bytes(BLOCK) and not records:
+            return None
+        try:
+            entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} in {block[:16]!r}...") from error
+        entry.offset_data = at + BLOCK
+        if entry.type not in EXTENDED:
+            return _extended(entry, records) if records else entry
+        found = _records(file, entry)
+        if found and (records or entry.type == tarfile.XGLTYPE):
+            raise tarfile.ReadError("a second, or a global, header that sets a name or size")
+        records |= found
+        at = entry.offset_data + entry.size + -entry.size % BLOCK
+    raise tarfile.ReadError(f"a chain of {MAX_CHAIN} extended headers")
+
+
+def _read(file: Any, at: int, size: int) -> bytes:  # noqa: ANN401
+    file.seek(at)
+    content: bytes = file.read(size)
+    if len(content) < size:
+        raise tarfile.ReadError("the end of the file, and no end mark,")
+    return content
+
+
+def _records(file: Any, entry: tarfile.TarInfo) -> dict[str, str]:  # noqa: ANN401
+    """Return what an extended header, GNU's or pax, says about the next member's name and size."""
+    if not 0 < entry.size <= MAX_TEXT:
+        raise tarfile.ReadError(f"an extended header of {entry.size:,} bytes")
+    text = _read(file, entry.offset_data, entry.size)
+    if entry.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": text.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    records, at = {}, 0
+    while at < len(text):
+        record = RECORD.match(text, at)
+        stop = at + int(record[1]) if record else 0
+        if not record or stop <= record.end() or text[stop - 1 : stop] != b"\n":
+            raise tarfile.ReadError("a damaged extended header")
+        if record[2] in (b"path", b"size") or record[2].startswith(b"GNU.sparse."):
+            value = text[record.end() : stop - 1]
+            records[record[2].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        at = stop
+    return records
+
+
+def _extended(entry: tarfile.TarInfo, records: dict[str, str]) -> tarfile.TarInfo:
+    """Apply what extended headers say to a member's own."""
+    name, size = records.get("path", entry.name), records.get("size", str(entry.size))
+    if not re.fullmatch("-?[0-9]{1,30}", size, re.ASCII):
+        raise tarfile.ReadError(f"a size of {size[:40]!r}")
+    entry.name, entry.size = name.rstrip("/") if entry.isdir() else name, int(size)
+    if any(keyword.startswith("GNU.sparse.") for keyword in records):
+        entry.type = tarfile.GNUTYPE_SPARSE
+    return entry
 
 
 def _check(shard: str, entry: tarfile.TarInfo) -> None:
-    plain = entry.isreg() and not entry.issparse() and entry.size >= 0
-    if not plain or entry.name.startswith("/") or ".." in entry.name.split("/"):
+    name, plain = entry.name, entry.type in PLAIN and entry.size >= 0
+    if not plain or len(name) > MAX_NAME or UNSAFE.search(name):
         raise ValueError(
-            f"expected plain files inside their own folder, got the member {entry.name!r} of"
-            f" {shard} (type {entry.type!r}): the shard is refused"
+            f"expected plain files inside their own folder, got the member {name[:80]!r} of"
+            f" {shard} (type {entry.type!r}, {entry.size} bytes, a name of {len(name)} characters):"
+            " the shard is refused"
+        )
+    if PICKLE.search(name.rpartition("/")[2]):
+        raise ValueError(
+            f"expected no pickle, got the member {name[:80]!r} in {shard}, which would run code in"
+            " other readers: pack the shard again without it"
         )
 
 
@@ -123,13 +250,26 @@ def _text(shard: str, file: Any, entry: tarfile.TarInfo) -> bytes:  # noqa: ANN4
             f"expected at most {MAX_TEXT:,} bytes of text in {entry.name!r} of {shard}, got"
             f" {entry.size:,}"
         )
-    file.seek(entry.offset_data)
-    return bytes(file.read(entry.size))
+    return _read(file, entry.offset_data, entry.size)
 
 
 @contextmanager
 def _open(shard: str) -> Iterator[IO[bytes]]:
-    with fsspec.open(shard, "rb") if "://" in shard else Path(shard).open("rb") as file:
+    check_place(shard)
+    if "://" not in shard:
+        with Path(shard).open("rb") as file:
+            yield file
+        return
+    system, path = fsspec.core.url_to_fs(shard)
+    with system.open(path, "rb", block_size=AHEAD) as file:
+        try:  # a server without ranges would give the beginning, and stop there
+            file.seek(-1, os.SEEK_END)
+            file.read(1)
+        except ValueError as error:
+            raise ValueError(
+                f"expected a server that gives ranges of bytes, and a file with some, got {error}"
+                f" for {shard}: copy the shards to another"
+            ) from error
         yield file
 
 
@@ -157,59 +297,3 @@ def write_shards(folder: Path, name: str, samples: Iterable[dict[str, str | byte
         for sample in samples:
             writer.write(sample)
     return shards
-
-
-class _File:
-    """An open file that is closed when the last one to use it lets go."""
-
-    descriptor = -1
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.descriptor, size, offset)
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@dataclass
-class ImageReader:
-    """Reads a set's images by row; safe to use from several threads."""
-
-    index: Index
-
-    def __post_init__(self) -> None:
-        table = self.index.table
-        shards = table["shard"].dictionary_encode().combine_chunks()
-        self._shards = [self.index.location(shard) for shard in shards.dictionary.to_pylist()]
-        self._shard = shards.indices.to_numpy()
-        self._offset, self._size = table["offset"].to_numpy(), table["size"].to_numpy()
-        # A file that falls out while another thread reads it stays open until that read is done.
-        self._file = lru_cache(OPEN_SHARDS)(_File)
-
-    def read(self, row: int) -> bytes:
-        """Return the encoded image of `row`.
-
-        Raises:
-            ValueError: the shard ends before the image does.
-            OSError: the shard can't be read.
-        """
-        shard = self._shards[self._shard[row]]
-        offset, size = int(self._offset[row]), int(self._size[row])
-        if "://" in shard:
-            system, path = fsspec.core.url_to_fs(shard)
-            content = bytes(system.cat_file(path, start=offset, end=offset + size))
-        else:
-            content = self._file(shard).read(offset, size)
-        if len(content) != size:
-            raise ValueError(f"expected {size} bytes at {offset} of {shard}, got {len(content)}")
-        return content
-
-    def __enter__(self) -> "ImageReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.cache_clear()

@@ -7,7 +7,6 @@ writes it.
 """
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,26 @@ from jaxtyping import Float32, Int32, Int64
 
 from askance.features.classify import Classifier
 from askance.features.index import Index, read_index
+from askance.pipeline.artifacts import Place
 
 FORMAT = "askance-features/1"
 NOT_YET, DONE, REFUSED = 0, 1, 2
+# The places of what is not an array, in a store.
+MANIFEST, BLOCKS = "status/manifest.json", "status/blocks"
+REFUSALS, ACCOUNT = "status/refused.parquet", "status/account.json"
 BACKBONE = ("backbone", "weights", "preprocessing", "precision")
 
 
 class FeatureStore:
     """A finished store, for reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
-        self.group = zarr.open_group(path, mode="r")
+        self.group = zarr.open_group(str(path), mode="r")
         self.content: dict[str, Any] = self.group.attrs["content"]  # type: ignore[assignment]
 
     @classmethod
-    def open(cls, path: Path) -> "FeatureStore":
+    def open(cls, path: Place) -> "FeatureStore":
         """Open a finished store.
 
         Raises:
@@ -126,9 +129,9 @@ class FeatureStore:
         return np.asarray(self.array(name)[:])[self.rows]
 
 
-def attributes(path: Path) -> dict[str, Any]:
+def attributes(path: Place) -> dict[str, Any]:
     """Return a store's attributes; none where there is no store, or none that can be read."""
     try:
-        return dict(zarr.open_group(path, mode="r").attrs)
+        return dict(zarr.open_group(str(path), mode="r").attrs)
     except (FileNotFoundError, ValueError):
         return {}

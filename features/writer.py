@@ -2,96 +2,112 @@
 
 Comes in: a layout, an index, and the arrays of one block at a time. Goes out: a store, its account
 of refused rows, and, set aside beside it, the stores of earlier parameters.
+
+A store has one writer. Workers, however many, hand their arrays to it: no late or doubled worker
+can spoil a block, and only one machine needs to reach the store.
 """
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
+from filelock import FileLock, Timeout
 
 from askance.features.blocks import Block, plan
 from askance.features.index import Index, write_index
-from askance.features.store import DONE, FORMAT, NOT_YET, REFUSED, attributes
-from askance.pipeline.artifacts import atomic, digest, read_json, remove, write_json
-from askance.pipeline.provenance import versions
+from askance.features.layout import STATUS, Layout
+from askance.features.store import (
+    ACCOUNT,
+    BLOCKS,
+    DONE,
+    FORMAT,
+    MANIFEST,
+    NOT_YET,
+    REFUSALS,
+    REFUSED,
+    attributes,
+)
+from askance.pipeline.artifacts import (
+    Place,
+    atomic,
+    digest,
+    listing,
+    read_sealed,
+    remove,
+    write_bytes,
+    write_sealed,
+)
 
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Array:
-    """The schema of one array: shape of a row, type, and shape of a row's share of a chunk."""
-
-    row: tuple[int, ...]
-    dtype: str
-    chunk: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a store will hold.
-
-    `content` is all that decides the stored numbers (backbone, preprocessing, views, ...): its
-    hash, with the index's, is the store's fingerprint. `note` is recorded but decides nothing.
-    """
-
-    arrays: dict[str, Array]
-    block: int
-    content: dict[str, Any]
-    note: dict[str, Any] = field(default_factory=dict)
-    whole: dict[str, np.ndarray] = field(default_factory=dict)
+assert STATUS.fill == NOT_YET
 
 
 class StoreWriter:
-    """Writes the blocks of one store; whatever is finished survives a kill.
+    """The one writer of a store, as a context: `with StoreWriter(...) as writer`.
 
     A block's order is: arrays, `status`, then its record, which alone says that it is done.
+    Entering continues, takes back or creates the store; `message` is one line on what was done.
     """
 
-    def __init__(self, path: Path, layout: Layout, index: Index) -> None:
+    def __init__(self, path: Place, layout: Layout, index: Index) -> None:
         self.path, self.layout, self.index = path, layout, index
         self.blocks = plan(len(index), layout.block)
         content = {"format": FORMAT, "index": index.digest, "block": layout.block} | layout.content
         self.content = json.loads(json.dumps(content))  # as it will be read: lists, not tuples
         self.fingerprint = digest(self.content)
+        self.message = ""
 
-    def open(self) -> str:
-        """Continue, take back or create the store; return one line on what was done.
+    def __enter__(self) -> "StoreWriter":
+        """Lock the store (on a local disk) and open it.
 
         A store with another fingerprint is set aside beside this one, never deleted; one set
         aside earlier that has the wanted fingerprint is taken back.
+
+        Raises:
+            ValueError: another process is writing it, or what is there is no store.
         """
-        message = ""
-        if self.path.exists():
-            found = attributes(self.path)
-            if found.get("fingerprint") == self.fingerprint:
-                _sweep(self.path)
-                return f"{self.path}: continuing" if self.missing() else f"{self.path}: complete"
-            if "fingerprint" not in found:
-                raise ValueError(f"expected a store, got something else at {self.path}: move it")
-            aside = _aside(self.path, str(found["fingerprint"]))
-            changed = _changed(found.get("content", {}), self.content)
-            message = f"{self.path}: {changed} changed; the old store is set aside as {aside.name}"
-            self.path.rename(aside)
-        kept = _aside(self.path, self.fingerprint)
-        if kept.exists():
-            kept.rename(self.path)
-            _sweep(self.path)
-            return f"{message or self.path}; taken back {kept.name}"
-        self._create()
-        return message or f"{self.path}: new"
+        if isinstance(self.path, Path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            try:
+                self._lock.acquire(timeout=0)  # the kernel lets go of it at any death
+            except Timeout:
+                raise ValueError(
+                    f"expected to be the only writer of {self.path}, got another one that runs:"
+                    " wait for it, or stop it"
+                ) from None
+        try:
+            self.message = self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.path, Path):
+            self._lock.release()
 
     def missing(self) -> list[Block]:
         """Return the blocks that are not done."""
-        return [block for block in self.blocks if not self._record(block).exists()]
+        folder = self.path / BLOCKS
+        done = {record.name for record in folder.iterdir()} if folder.exists() else set()
+        return [block for block in self.blocks if self._record(block).name not in done]
+
+    def done(self, block: Block) -> bool:
+        """Say whether a block is written."""
+        return self._record(block).exists()
+
+    def refused(self, block: Block) -> dict[int, str]:
+        """Return the refused rows of a finished block and why."""
+        found = read_sealed(self._record(block))["refused"]
+        return {int(row): why for row, why in found.items()}
 
     def write(self, block: Block, arrays: Arrays, refused: dict[int, str]) -> None:
         """Write one block: `arrays` by name, (rows, ...) each; `refused` by row: the reason.
@@ -99,24 +115,46 @@ class StoreWriter:
         Raises:
             ValueError: an array is missing, has another shape, or leaves the range of its type.
         """
+        assert not self.done(block), f"block {block.number} has two writers"
         if set(arrays) != set(self.layout.arrays):
             raise ValueError(f"expected {sorted(self.layout.arrays)}, got {sorted(arrays)}")
-        group: Any = zarr.open_group(self.path, mode="r+")
-        assert not self._record(block).exists(), f"block {block.number} has two writers"
-        checksums = {}
-        for name, values in arrays.items():
-            stored = _narrowed(name, values, self.layout.arrays[name].dtype)
-            group[name][block.start : block.stop] = stored
-            checksums[name] = hashlib.sha256(np.ascontiguousarray(stored).data).hexdigest()
         status = np.full(len(block.rows), DONE, np.uint8)
         status[[row - block.start for row in refused]] = REFUSED
-        group["status"][block.start : block.stop] = status
+        group: Any = zarr.open_group(str(self.path), mode="r+")
+        files: dict[str, str] = {}
+        for name, values in [*arrays.items(), ("status", status)]:
+            stored = self.layout.arrays.get(name, STATUS).narrowed(name, values)
+            with zarr.config.set({"array.write_empty_chunks": True}):  # also where all are refused
+                group[name][block.start : block.stop] = stored
+            files |= self.layout.hashes(name, block, stored)
         record = {
             "rows": [block.start, block.stop],
             "refused": {str(row): reason for row, reason in sorted(refused.items())},
-            "sha256": checksums,
+            "files": files,
         }
-        write_json(self._record(block), record)
+        write_sealed(self._record(block), record)
+
+    def mend(self, block: Block, rows: list[int], arrays: Arrays, refused: dict[int, str]) -> None:
+        """Write those of `rows` that a finished block had refused; leave all others as they are.
+
+        Raises:
+            ValueError: as in `write`.
+        """
+        before = self.refused(block)
+        places = [place for place, row in enumerate(rows) if row in before]
+        there = np.array([rows[place] for place in places]) - block.start
+        group: Any = zarr.open_group(str(self.path), mode="r")
+        merged = {name: np.asarray(group[name][block.start : block.stop]) for name in arrays}
+        for name, values in arrays.items():
+            merged[name][there] = self.layout.arrays[name].narrowed(name, values[places])
+        kept = {row: why for row, why in before.items() if row not in rows}
+        again = {row: why for row, why in refused.items() if row in before}
+        self.forget(block)
+        self.write(block, merged, kept | again)
+
+    def forget(self, block: Block) -> None:
+        """Take back that a block is done: it is missing from now on."""
+        self._record(block).unlink(missing_ok=True)
 
     def finish(self) -> pa.Table:
         """Check the accounts, write `refused.parquet` and return it: row, key, shard, reason.
@@ -126,106 +164,109 @@ class StoreWriter:
         """
         assert not self.missing(), f"{len(self.missing())} blocks are not done"
         refused = {
-            int(row): reason
-            for block in self.blocks
-            for row, reason in read_json(self._record(block))["refused"].items()
+            row: reason for block in self.blocks for row, reason in self.refused(block).items()
         }
-        shards = self.index.table["shard"].to_pylist()
-        group: Any = zarr.open_group(self.path, mode="r")
-        _check_accounts(shards, group["status"][:], refused)
+        shards = self.index.table["shard"]
+        group: Any = zarr.open_group(str(self.path), mode="r")
+        account = _account(shards, group["status"][:], refused)
+        rows = pa.array(list(refused), pa.int64())
         table = pa.table(
             {
-                "row": pa.array(list(refused), pa.int64()),
-                "key": pa.array([self.index.keys[row] for row in refused], pa.string()),
-                "shard": pa.array([shards[row] for row in refused], pa.string()),
+                "row": rows,
+                "key": self.index.table["key"].take(rows),
+                "shard": shards.take(rows),
                 "reason": pa.array(list(refused.values()), pa.string()),
             }
         )
-        with atomic(self.path / "status" / "refused.parquet") as temporary:
-            pq.write_table(table, temporary)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        content = sink.getvalue().to_pybytes()
+        write_bytes(self.path / REFUSALS, content)
+        files = {REFUSALS: hashlib.sha256(content).hexdigest()}
+        write_sealed(self.path / ACCOUNT, account | {"files": files})
         return table
 
-    def _record(self, block: Block) -> Path:
-        return self.path / "status" / "blocks" / f"{block.number:05}.json"
+    def create(self, path: Place) -> None:
+        """Write an empty store, with all that is known beforehand, to `path`."""
+        group = zarr.open_group(str(path), mode="w", zarr_format=3)
+        self.layout.create(group, self.index.labels)
+        write_index(path / "status", self.index.table, self.index.classes, self.index.contents)
+        about = {"format": FORMAT, "fingerprint": self.fingerprint, "content": self.content}
+        about |= {"made": self.layout.made}
+        group.attrs.update(about)
+        files = {
+            name: hashlib.sha256((path / name).read_bytes()).hexdigest()
+            for name in sorted(listing(path))
+        }
+        write_sealed(path / MANIFEST, about | {"files": files})  # last: it says that all is there
 
-    def _create(self) -> None:
-        with atomic(self.path) as temporary:
-            group = zarr.create_group(temporary, zarr_format=3)
-            rows = len(self.index)
-            for name, array in self.layout.arrays.items():
-                fill = np.nan if np.dtype(array.dtype).kind == "f" else 0
-                _array(
-                    group,
-                    name,
-                    (rows, *array.row),
-                    (self.layout.block, *array.chunk),
-                    array.dtype,
-                    fill,
-                )
-            _array(group, "status", (rows,), (self.layout.block,), "uint8", NOT_YET)
-            label = _array(group, "label", (rows,), (self.layout.block,), "int32", -1)
-            label[:] = self.index.labels
-            for name, values in self.layout.whole.items():
-                _array(group, name, values.shape, values.shape, values.dtype, 0)[...] = values
-            index = self.index
-            write_index(temporary / "status", index.table, index.classes, index.contents)
-            attributes: dict[str, Any] = {
-                "format": FORMAT,
-                "fingerprint": self.fingerprint,
-                "content": self.content,
-                "note": self.layout.note | {"versions": versions()},
-            }
-            group.attrs.update(attributes)
+    def _open(self) -> str:
+        message, path = "", self.path
+        if path.exists():
+            found = attributes(path)
+            if found.get("fingerprint") == self.fingerprint and (path / MANIFEST).exists():
+                _sweep(path)
+                return f"{path}: continuing" if self.missing() else f"{path}: complete"
+            message = self._make_way(found)
+        if isinstance(path, Path):
+            kept = _aside(path, self.fingerprint)
+            if kept.exists():
+                kept.rename(path)
+                _sweep(path)
+                return f"{message or path}; taken back {kept.name}"
+            with atomic(path) as temporary:
+                self.create(temporary)
+        else:
+            self.create(path)
+        return message or f"{path}: new"
 
+    def _make_way(self, found: dict[str, Any]) -> str:
+        """Set another store aside; return one line on it."""
+        path = self.path
+        changed = _changed(found.get("content", {}), self.content)
+        if not isinstance(path, Path):
+            if not found or (found["fingerprint"] == self.fingerprint):
+                return f"{path}: a start that was cut short is begun again"
+            raise ValueError(
+                f"expected a new place or a store made with the same parameters, got {path}, where"
+                f" {changed} changed: name another place (object stores can't set one aside)"
+            )
+        if "fingerprint" not in found:
+            raise ValueError(f"expected a store, got something else at {path}: move it")
+        aside = _aside(path, str(found["fingerprint"]))
+        path.rename(aside)
+        return f"{path}: {changed} changed; the old store is set aside as {aside.name}"
 
-def _array(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    chunk: tuple[int, ...],
-    dtype: np.dtype[Any] | str,
-    fill: float | int,
-) -> zarr.Array[Any]:
-    """Create an array without compressor (it would cost more than it saves), every chunk a file."""
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=chunk,
-        dtype=dtype,
-        fill_value=fill,
-        compressors=None,
-        config={"write_empty_chunks": True},
-    )
-
-
-def _narrowed(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
-    """Convert to the stored type; a value outside its range is an error, never clipped."""
-    with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    outside = np.isfinite(values) & ~np.isfinite(stored)
-    if outside.any():
-        raise ValueError(
-            f"expected {name} within the range of {dtype}, got {values[outside][0]}: extract again"
-            " with extract.dtype=float32"
-        )
-    return stored
+    def _record(self, block: Block) -> Place:
+        return self.path / BLOCKS / f"{block.number:05}.json"
 
 
-def _check_accounts(shards: list[str], status: np.ndarray, refused: dict[int, str]) -> None:
+def _account(
+    shards: pa.ChunkedArray, status: np.ndarray, refused: dict[int, str]
+) -> dict[str, Any]:
+    """Return rows, written and refused in total, and [written, refused] of each shard that lost."""
     if set(np.flatnonzero(status == REFUSED).tolist()) != set(refused):
         raise ValueError(
             f"expected {len(refused)} rows of status refused, got"
             f" {(status == REFUSED).sum()}: the store is damaged"
         )
-    rows = Counter(shards)
-    done = Counter(shards[row] for row in np.flatnonzero(status != NOT_YET))
-    short = [
-        f"{shard} ({done[shard]} of {count})"
-        for shard, count in rows.items()
-        if done[shard] != count
-    ]
-    if short:
+    counted = {"shard": shards, "written": status == DONE, "refused": status == REFUSED}
+    by_shard = pa.table(counted).group_by("shard", use_threads=False)
+    table = by_shard.aggregate([("written", "sum"), ("refused", "sum"), ("shard", "count")])
+    table = table.rename_columns(["shard", "written", "refused", "rows"])
+    lost = table.filter(pc.not_equal(pc.add(table["written"], table["refused"]), table["rows"]))
+    if len(lost):
+        short = [
+            f"{x['shard']} ({x['written'] + x['refused']} of {x['rows']})" for x in lost.to_pylist()
+        ]
         raise ValueError(f"expected rows written + refused = rows of the index, got {short}")
+    some = table.filter(pc.greater(table["refused"], 0)).to_pylist()
+    return {
+        "rows": len(status),
+        "written": int((status == DONE).sum()),
+        "refused": len(refused),
+        "shards": {x["shard"]: [x["written"], x["refused"]] for x in some},
+    }
 
 
 def _aside(path: Path, fingerprint: str) -> Path:
@@ -237,7 +278,8 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(names) or "its format"
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: Place) -> None:
     """Remove what a killed writer left behind: half-written chunks under temporary names."""
-    for litter in path.rglob("*.partial"):
-        remove(litter)
+    if isinstance(path, Path):
+        for litter in path.rglob("*.partial"):
+            remove(litter)

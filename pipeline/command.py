@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 import typer
 
+from askance.pipeline.retries import passing
 from askance.pipeline.workspace import check_checkout
 
 P = ParamSpec("P")
@@ -45,6 +46,11 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             _stop(FAILED, f"{error}{mend}")
         except ValueError as error:
             _stop(FAILED, str(error))
+        except Exception as error:
+            if not passing(error):  # our mistake: with its traceback
+                raise
+            again = "run the same command again: what is finished is kept"
+            _stop(FAILED, f"a server failed ({type(error).__name__}: {error}); {again}")
 
     return wrapped
 

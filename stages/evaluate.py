@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from askance.pipeline.artifacts import atomic, write_json
+from askance.pipeline.artifacts import Place, atomic, place, write_json
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 from askance.pipeline.provenance import machine, versions
@@ -25,8 +25,10 @@ NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, 
 
 def run(
     models: Annotated[Path, typer.Argument(help="the folder of heads")],
-    probe: Annotated[Path, typer.Argument(help="the store with the upstream classifier")],
-    stores: Annotated[Path, typer.Argument(help="the folder of feature stores")],
+    probe: Annotated[
+        Place, typer.Argument(parser=place, help="the store with the upstream classifier")
+    ],
+    stores: Annotated[Place, typer.Argument(parser=place, help="the folder of feature stores")],
     neighbours: Annotated[Path, typer.Argument(help="the folder of neighbours")],
     out: Annotated[Path, typer.Argument(help="the folder of results to write")],
     *,

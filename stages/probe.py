@@ -1,25 +1,27 @@
 """probe: the upstream store to the classifier that defines its losses."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
 
-from askance.pipeline.artifacts import remove
+from askance.pipeline.artifacts import Place, place, remove
 from askance.pipeline.command import command
 
 if TYPE_CHECKING:
     from askance.features.classify import Classifier
+    from askance.features.layout import Layout
     from askance.features.store import FeatureStore
-    from askance.features.writer import Layout, StoreWriter
+    from askance.features.writer import StoreWriter
 
 Fitted = tuple[np.ndarray, list["Classifier"]]  # each row's fold, (n,); a classifier per fold
 
 
 def run(
-    store: Annotated[Path, typer.Argument(help="the upstream store")],
-    out: Annotated[Path, typer.Argument(help="the store to write, stores/<set>.probe.zarr")],
+    store: Annotated[Place, typer.Argument(parser=place, help="the upstream store")],
+    out: Annotated[
+        Place, typer.Argument(parser=place, help="the store to write, stores/<set>.probe.zarr")
+    ],
     *,
     columns: Annotated[
         Literal["all", "present"],
@@ -47,10 +49,10 @@ def run(
         fold, classifiers = _fitted(features, label, folds, decay, iterations)
         settings = {"folds": folds, "decay": decay, "iterations": iterations}
     remove(out)  # seconds to make, so always made anew: no older code's losses can stay
-    writer = StoreWriter(out, _layout(features, label, classifiers[-1], settings), features.index)
-    writer.open()
-    _write(writer, features, label, fold, classifiers)
-    writer.finish()
+    layout = _layout(features, label, classifiers[-1], settings)
+    with StoreWriter(out, layout, features.index) as writer:
+        _write(writer, features, label, fold, classifiers)
+        writer.finish()
     print(_summary(FeatureStore.open(out)))
 
 
@@ -93,7 +95,7 @@ def _fitted(
 def _layout(
     features: "FeatureStore", label: np.ndarray, kept: "Classifier", settings: dict[str, Any]
 ) -> "Layout":
-    from askance.features.writer import Array, Layout
+    from askance.features.layout import Array, Layout
 
     views = len(features.views)
     names = ["loss", "logsumexp", "entropy"]

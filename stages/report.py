@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from markupsafe import Markup
 
 from askance.eval.figures import Estimate, Point, dots, risk_coverage, styles, swatch
-from askance.features.index import read_index
-from askance.features.shards import ImageReader
+from askance.features.index import Index, read_index
+from askance.features.reader import image
 from askance.features.views import decode
 from askance.pipeline.artifacts import atomic, read_json
 from askance.pipeline.command import command
@@ -141,11 +141,11 @@ def read_gallery(results: Path, data: Path, name: str, head: str, count: int) ->
     order = certain_first(queries[f"percentile/{head}"].to_numpy(), name)
     wrong = 1 - queries["hit"].to_numpy()[order]
     shown, tenth = min(count, (len(order) + 1) // 2), len(order) // 10
-    with ImageReader(read_index(data / name)) as reader:
-        certain, uncertain = (
-            [_pair(reader, query, head) for query in queries.take(end[:shown]).to_pylist()]
-            for end in (order, order[::-1])
-        )
+    index = read_index(data / name)
+    certain, uncertain = (
+        [_pair(index, query, head) for query in queries.take(end[:shown]).to_pylist()]
+        for end in (order, order[::-1])
+    )
     shares = (wrong[:tenth].mean(), wrong[-tenth:].mean()) if tenth else (math.nan, math.nan)
     return Gallery(certain, uncertain, shares)
 
@@ -158,20 +158,19 @@ def certain_first(percentile: Float[np.ndarray, " n"], name: str) -> Int[np.ndar
     return order[np.isfinite(percentile[order])]
 
 
-def _pair(reader: ImageReader, query: Json, head: str) -> Pair:
-    image = _picture(reader, query["row"], query["key"])
-    neighbour = _picture(reader, query["neighbour"], query["neighbour_key"])
-    return Pair(image, neighbour, query[f"percentile/{head}"], query["hit"])
+def _pair(index: Index, query: Json, head: str) -> Pair:
+    own = _picture(index, query["row"], query["key"])
+    neighbour = _picture(index, query["neighbour"], query["neighbour_key"])
+    return Pair(own, neighbour, query[f"percentile/{head}"], query["hit"])
 
 
-def _picture(reader: ImageReader, row: int, key: str) -> Picture:
-    index = reader.index
+def _picture(index: Index, row: int, key: str) -> Picture:
     if row < 0:
         return Picture("no other image", "", "")
     if row >= len(index) or index.keys[row] != key:
         raise ValueError(f"expected {key!r} in row {row} of {index.folder}: run evaluate again")
     try:
-        address = thumbnail(reader.read(row))
+        address = thumbnail(image(index, row))
     except (ValueError, OSError):
         address = ""
     label = int(index.labels[row])

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from askance.pipeline.artifacts import atomic
+from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 
 
 def run(
-    store: Annotated[Path, typer.Argument(help="a finished store, stores/<set>.zarr")],
+    store: Annotated[
+        Place, typer.Argument(parser=place, help="a finished store, stores/<set>.zarr")
+    ],
     out: Annotated[Path, typer.Argument(help="the table to write, neighbours/<set>.parquet")],
     view: Annotated[str, typer.Option(help="searched and searched for")] = "plain",
 ) -> None:

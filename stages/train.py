@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from askance.pipeline.artifacts import atomic, write_json
+from askance.pipeline.artifacts import Place, atomic, place, write_json
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 
@@ -20,8 +20,10 @@ POINTS = 100  # of a training curve
 
 
 def run(
-    store: Annotated[Path, typer.Argument(help="the upstream store")],
-    probe: Annotated[Path, typer.Argument(help="the store of its losses, from probe")],
+    store: Annotated[Place, typer.Argument(parser=place, help="the upstream store")],
+    probe: Annotated[
+        Place, typer.Argument(parser=place, help="the store of its losses, from probe")
+    ],
     out: Annotated[Path, typer.Argument(help="the folder of heads to write")],
     curves: Annotated[Path, typer.Argument(help="the JSON of training curves to write")],
     *,

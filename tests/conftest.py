@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import tarfile
@@ -130,3 +131,55 @@ def write_shard(write_tar):
         return str(write_tar(path, members))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """Return the URL of an S3 server on the loopback."""
+    from tests.servers import s3_server
+
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(moto, monkeypatch, request):
+    """Return the s3:// URL of a new bucket; how to reach it is in the environment alone."""
+    from tests.servers import ask, close_s3fs
+
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "PLANTED-KEY-2b9c")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "PLANTED-SECRET-7f3a")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    bucket = f"test-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
+    ask("PUT", f"{moto}/{bucket}")
+    close_s3fs()  # file systems are kept by their arguments, and these say nothing of the server
+    yield f"s3://{bucket}"
+    close_s3fs()
+    ask("POST", f"{moto}/moto-api/reset")
+
+
+@pytest.fixture
+def flaky_s3(s3, moto, monkeypatch):
+    """Return the proxy that now stands before the bucket of `s3`: see `Server.faults`."""
+    from tests.servers import Proxy
+
+    with Proxy(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def http_server(tmp_path):
+    """Return a server of the files in its `folder`, at its `url`: see `Server.faults`."""
+    from tests.servers import Files
+
+    (tmp_path / "www").mkdir()
+    with Files(tmp_path / "www") as server:
+        yield server

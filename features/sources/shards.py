@@ -14,10 +14,13 @@ import pyarrow.compute as pc
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-from askance.features.shards import IMAGES, Member, scan
+from askance.features.shards import IMAGES, Member, check_place, scan
 from askance.pipeline.progress import progress
+from askance.pipeline.retries import patiently
 
 THREADS = 8  # they wait for object storage; local shards are read in one
+MAX_DIGITS, MAX_NAME = 9, 1000  # of a label; the index's are int32
+MAX_COUNT = 2**31 - 1  # of votes, int32 as well
 COLUMNS = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -68,7 +71,7 @@ def expand(path: str) -> list[str]:
     """Return the paths (absolute) or URLs that `path` stands for.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: a pattern that matches nothing, or a place that `check_place` refuses.
     """
     found = [shard for part in braceexpand(path) for shard in _expand(part)]
     if not found:
@@ -77,6 +80,7 @@ def expand(path: str) -> list[str]:
 
 
 def _expand(part: str) -> list[str]:
+    check_place(part)
     try:
         system, place = fsspec.core.url_to_fs(part)
     except ImportError as error:
@@ -94,10 +98,16 @@ def list_shards(shards: list[str], label: str, votes: str) -> pa.Table:
     threads = THREADS if "://" in shards[0] else 1
     tables = [COLUMNS.empty_table()]
     with ThreadPoolExecutor(threads) as pool, progress("read", len(shards), "shards") as advance:
-        for table in pool.map(lambda shard: _list(shard, label, votes), shards):
+        for table in pool.map(lambda shard: _patiently(shard, label, votes), shards):
             tables.append(table)
             advance(1)
     return pa.concat_tables(tables)
+
+
+def _patiently(shard: str, label: str, votes: str) -> pa.Table:
+    if "://" in shard:
+        return patiently(shard, _list, shard, label, votes)
+    return _list(shard, label, votes)
 
 
 def _list(shard: str, label: str, votes: str) -> pa.Table:
@@ -128,21 +138,29 @@ def _only(members: Iterable[Member], what: str, where: str) -> Member:
 
 def _class(content: bytes, where: str) -> str:
     text = content.decode(errors="replace").strip()
-    if not text or "\N{REPLACEMENT CHARACTER}" in text:
-        raise ValueError(f"expected a number or a name as the label of {where}, got {content!r}")
+    longest = MAX_DIGITS if text.isdecimal() else MAX_NAME
+    if not 0 < len(text) <= longest or "\N{REPLACEMENT CHARACTER}" in text:
+        raise ValueError(
+            f"expected a number or a name as the label of {where}, got {content[:80]!r}: use up to"
+            f" {MAX_DIGITS} digits or {MAX_NAME} characters"
+        )
     return str(int(text)) if text.isdecimal() else text
 
 
 def _votes(content: bytes, where: str) -> list[int]:
     try:
         counts = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         counts = None
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+    if not isinstance(counts, list) or not all(_is_count(count) for count in counts):
         raise ValueError(
             f"expected a JSON list of counts as the votes of {where}, got {content[:80]!r}"
         )
     return counts
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401 - whatever JSON holds
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def _check_labels(table: pa.Table) -> None:

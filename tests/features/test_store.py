@@ -1,6 +1,7 @@
 """The store: gives back what was written, survives kills, and never mixes two fingerprints."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from askance.features.blocks import plan
 from askance.features.index import SCHEMA, write_index
-from askance.features.store import FeatureStore
-from askance.features.writer import Array, Layout, StoreWriter
+from askance.features.layout import Array, Layout
+from askance.features.store import ACCOUNT, BLOCKS, MANIFEST, FeatureStore
+from askance.features.writer import StoreWriter
+from askance.pipeline.artifacts import listing, read_sealed, sha256
 
 CLASSES, CONTENTS = {0: "a", 1: "b", 2: "c"}, {"s0.tar": "hash 0", "s1.tar": "hash 1"}
 
@@ -46,13 +49,13 @@ def values(block, seed=0):
 
 
 def write_all(writer, refused=()):
-    writer.open()
-    for block in writer.missing():
-        arrays = values(block)
-        bad = {row: "no image" for row in block.rows if row in refused}
-        arrays["embedding"][[row - block.start for row in bad]] = np.nan
-        writer.write(block, arrays, bad)
-    return writer.finish()
+    with writer:
+        for block in writer.missing():
+            arrays = values(block)
+            bad = {row: "no image" for row in block.rows if row in refused}
+            arrays["embedding"][[row - block.start for row in bad]] = np.nan
+            writer.write(block, arrays, bad)
+        return writer.finish()
 
 
 def content(path):
@@ -91,9 +94,8 @@ def test_notebooks_open_it_with_zarr_and_dask_and_see_nothing_else(tmp_path):
 
 
 def test_an_unfinished_store_is_refused_with_what_is_left(tmp_path):
-    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
-    writer.open()
-    writer.write(writer.missing()[0], values(writer.blocks[0]), {})
+    with StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)) as writer:
+        writer.write(writer.missing()[0], values(writer.blocks[0]), {})
     with pytest.raises(ValueError, match="6 of 10 rows not done: run extract again"):
         FeatureStore.open(tmp_path / "a.zarr")
     with pytest.raises(ValueError, match="expected a store of format askance-features/1 at .*none"):
@@ -103,18 +105,17 @@ def test_an_unfinished_store_is_refused_with_what_is_left(tmp_path):
 def test_a_resumed_store_equals_an_unbroken_one_byte_for_byte(tmp_path):
     rows = index(tmp_path)
     write_all(StoreWriter(tmp_path / "whole" / "a.zarr", layout(), rows))
-    broken = StoreWriter(tmp_path / "broken" / "a.zarr", layout(), rows)
-    broken.open()
-    broken.write(broken.blocks[1], values(broken.blocks[1]), {})
+    with StoreWriter(tmp_path / "broken" / "a.zarr", layout(), rows) as broken:
+        broken.write(broken.blocks[1], values(broken.blocks[1]), {})
     # Killed while block 0 was being written: its arrays are there, its record is not.
     group = zarr.open_group(broken.path)
     group["embedding"][0:4] = 7
     litter = broken.path / "embedding" / "c" / "0" / "0" / "x.partial"
     litter.write_bytes(b"half a chunk")
-    again = StoreWriter(broken.path, layout(), rows)
-    assert again.open() == f"{broken.path}: continuing"
-    assert [b.number for b in again.missing()] == [0, 2]
-    assert not litter.exists()
+    with StoreWriter(broken.path, layout(), rows) as again:
+        assert again.message == f"{broken.path}: continuing"
+        assert [b.number for b in again.missing()] == [0, 2]
+        assert not litter.exists()
     write_all(again)
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
@@ -124,13 +125,13 @@ def test_another_fingerprint_sets_the_old_store_aside_and_takes_it_back(tmp_path
     write_all(StoreWriter(path, layout(seed=0), rows))
     old = content(path)
     other = StoreWriter(path, layout(seed=1), rows)
-    assert other.open().startswith(f"{path}: seed changed; the old store is set aside as a.zarr.")
     write_all(other)
-    back = StoreWriter(path, layout(seed=0), rows)
-    message = back.open()
-    assert "seed changed" in message
-    assert "taken back a.zarr." in message
-    assert back.missing() == []
+    set_aside = f"{path}: seed changed; the old store is set aside as a.zarr."
+    assert other.message.startswith(set_aside)
+    with StoreWriter(path, layout(seed=0), rows) as back:
+        assert back.message.startswith(set_aside)
+        assert "taken back a.zarr." in back.message
+        assert back.missing() == []
     assert content(path) == old
 
 
@@ -162,33 +163,78 @@ def test_lost_rows_fail_the_accounts(tmp_path):
 
 def test_a_value_outside_float16_is_an_error_not_a_clip(tmp_path):
     writer = StoreWriter(tmp_path / "a.zarr", layout(dtype="float16"), index(tmp_path))
-    writer.open()
     arrays = values(writer.blocks[0])
     arrays["embedding"][1, 1, 1] = 70_000
-    with pytest.raises(ValueError, match=r"embedding within the range of float16, got 70000.0"):
+    with (
+        writer,
+        pytest.raises(ValueError, match=r"embedding within the range of float16, got 70000.0"),
+    ):
         writer.write(writer.blocks[0], arrays, {})
     assert len(writer.missing()) == 3
 
 
 def test_one_block_has_one_writer(tmp_path):
-    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
-    writer.open()
-    block = writer.blocks[0]
-    writer.write(block, values(block), {})
-    with pytest.raises(AssertionError, match="block 0 has two writers"):
+    with StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)) as writer:
+        block = writer.blocks[0]
         writer.write(block, values(block), {})
+        with pytest.raises(AssertionError, match="block 0 has two writers"):
+            writer.write(block, values(block), {})
 
 
-def test_every_block_has_a_record_with_checksums(tmp_path):
-    import hashlib
+def test_one_store_has_one_writer(tmp_path):
+    first, second = (StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)) for _ in "ab")
+    with (
+        first,
+        pytest.raises(ValueError, match="expected to be the only writer of .*a.zarr"),
+        second,
+    ):
+        pass
+    with second:
+        assert second.message.endswith("continuing")
 
+
+@pytest.mark.parametrize("block", [3, 4, 10, 64])
+def test_the_hashes_told_are_those_of_the_files(tmp_path, block):
+    """Every file of a finished store is told once, by the manifest, a record or the account."""
+    path = tmp_path / "a.zarr"
+    write_all(StoreWriter(path, layout(block), index(tmp_path)), refused={5})
+    sealed = [path / MANIFEST, path / ACCOUNT, *(path / BLOCKS).iterdir()]
+    told = [pair for file in sealed for pair in read_sealed(file)["files"].items()]
+    real = {
+        str(file.relative_to(path)): sha256(file)
+        for file in path.rglob("*")
+        if file.is_file() and file not in sealed
+    }
+    assert dict(told) == real
+    assert len(told) == len(real)
+
+
+def test_a_record_tells_rows_and_refusals(tmp_path):
     writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
     write_all(writer, refused={5})
-    record = json.loads((writer.path / "status" / "blocks" / "00001.json").read_text())
-    stored = zarr.open_group(writer.path)["embedding"][4:8]
+    record = read_sealed(writer.path / BLOCKS / "00001.json")
     assert record["rows"] == [4, 8]
     assert record["refused"] == {"5": "no image"}
-    assert record["sha256"] == {"embedding": hashlib.sha256(stored.tobytes()).hexdigest()}
+    assert read_sealed(writer.path / ACCOUNT)["shards"] == {"s1.tar": [4, 1]}
+
+
+def test_mending_changes_the_refused_rows_only(tmp_path):
+    """Row 5 gets its values, row 6 stays refused, row 4 keeps what it had."""
+    whole = write_to(tmp_path / "whole.zarr", tmp_path, refused={6})
+    mended = write_to(tmp_path / "a.zarr", tmp_path, refused={5, 6})
+    block = mended.blocks[1]
+    again = values(block)["embedding"][:3]
+    again[0], again[2] = 99, np.nan
+    with mended:
+        mended.mend(block, [4, 5, 6], {"embedding": again}, {6: "no image"})
+        mended.finish()
+    assert content(mended.path) == content(whole.path)
+
+
+def write_to(path, folder, refused):
+    writer = StoreWriter(path, layout(), index(folder))
+    write_all(writer, refused)
+    return writer
 
 
 def test_a_wrong_view_or_array_names_those_there_are(tmp_path):
@@ -204,6 +250,40 @@ def test_a_wrong_view_or_array_names_those_there_are(tmp_path):
 
 def test_a_missing_array_is_refused_before_anything_is_written(tmp_path):
     writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
-    writer.open()
-    with pytest.raises(ValueError, match=r"expected \['embedding'\], got \[\]"):
+    with writer, pytest.raises(ValueError, match=r"expected \['embedding'\], got \[\]"):
         writer.write(writer.blocks[0], {}, {})
+
+
+def golden_store(folder):
+    """Write a store whose every byte is fixed: no processor's rounding is in it."""
+    layout = Layout(
+        {"embedding": Array((2, 3), "float16", (1, 3)), "loss": Array((2,), "float32", (2,))},
+        4,
+        {"views": ["plain", "augment"], "seed": 0},
+        known={"crop": np.linspace(0.1, 0.75, 10, dtype=np.float32)},
+        whole={"classifier/bias": np.arange(3, dtype=np.float32)},
+    )
+    with StoreWriter(folder / "a.zarr", layout, index(folder)) as writer:
+        for block in writer.missing():
+            n = len(block.rows)
+            embedding = np.arange(6 * n, dtype=np.float32).reshape(n, 2, 3) / 8
+            refused = {5: "no image"} if 5 in block.rows else {}
+            embedding[[row - block.start for row in refused]] = np.nan
+            writer.write(block, {"embedding": embedding, "loss": embedding[..., 0]}, refused)
+        writer.finish()
+    return writer
+
+
+def test_the_format_is_that_of_this_version(tmp_path):
+    """Hashes of a run of ours (golden/store.json): where they change, so must FORMAT.
+
+    Left out is what other libraries' versions may write differently: zarr.json and Parquet.
+    """
+    writer = golden_store(tmp_path)
+    found = {
+        name: sha256(writer.path / name)[:16]
+        for name in sorted(listing(writer.path))
+        if not name.endswith(("zarr.json", ".parquet", "manifest.json", "account.json"))
+    }
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "store.json").read_text())
+    assert {"fingerprint": writer.fingerprint[:16]} | found == golden

@@ -64,7 +64,7 @@ def content(root):
     ("stage", "inside"),
     [
         ("prepare", "askance.features.sources.sets.unite"),
-        ("extract", "askance.features.backbone.load_backbone"),
+        ("extract", "askance.features.embed.load_backbone"),
         ("probe", "askance.heads.probe.fit_probe"),
         ("retrieve", "askance.eval.retrieval.neighbours"),
         ("train", "askance.heads.fit.fit"),

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from askance.features.index import read_index
-from askance.features.shards import ImageReader
+from askance.features.reader import image
 from askance.stages.prepare import run
 
 
@@ -35,8 +35,7 @@ def test_a_folder_becomes_a_set(tmp_path, capsys):
         ("cat/2", 0),
         ("dog/1", 1),
     ]
-    with ImageReader(index) as reader:
-        images = {key: reader.read(row) for row, key in enumerate(index.keys)}
+    images = {key: image(index, row) for row, key in enumerate(index.keys)}
     assert images == {"cat/1": b"cat/1.png", "cat/2": b"cat/2.jpg", "dog/1": b"dog/1.webp"}
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
         "index.parquet",
@@ -52,8 +51,7 @@ def test_shards_stay_where_they_are(tmp_path, write_shard):
     index = read_index(tmp_path / "set")
     assert index.keys == ["b", "a"]
     assert index.labels.tolist() == [7, 3]
-    with ImageReader(index) as reader:
-        assert reader.read(1) == b"a"
+    assert image(index, 1) == b"a"
 
 
 def test_a_set_is_made_again_with_equal_bytes(tmp_path):
@@ -79,8 +77,7 @@ def test_packed_and_shard_samples_share_a_set(tmp_path, write_shard, capsys):
     root = photos(tmp_path / "photos", "cat/1.png", "dog/1.png")
     run(tmp_path / "set", [f"shards path={path}", f"folder path={root}"])
     index = read_index(tmp_path / "set")
-    with ImageReader(index) as reader:
-        images = {key: reader.read(row) for row, key in enumerate(index.keys)}
+    images = {key: image(index, row) for row, key in enumerate(index.keys)}
     assert images == {
         "folder/cat/1": b"cat/1.png",
         "folder/dog/1": b"dog/1.png",

@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from askance.features.index import write_index
-from askance.features.writer import Array, Layout, StoreWriter
+from askance.features.layout import Array, Layout
+from askance.features.writer import StoreWriter
 from askance.stages.retrieve import main, run
 
 DEGREES = [0, 10, 14, 90, 97, 100]
@@ -31,9 +32,8 @@ def writer(tmp_path):
     layout = Layout(
         {"embedding": Array((2, 2), "float16", (1, 2))}, 4, {"views": ["plain", "crop"]}
     )
-    writer = StoreWriter(tmp_path / "set.zarr", layout, index)
-    writer.open()
-    return writer
+    with StoreWriter(tmp_path / "set.zarr", layout, index) as writer:
+        return writer
 
 
 @pytest.fixture

