@@ -4,13 +4,16 @@ from typing import Annotated
 
 import typer
 
-from askance import __version__
+from askance import __version__, doctor, plan, verify
 from askance.stages import evaluate, extract, prepare, probe, report, retrieve, train
 
 STAGES = (prepare, extract, probe, retrieve, train, evaluate, report)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 for stage in STAGES:
     app.command(stage.__name__.rpartition(".")[2])(stage.main)
+app.command("doctor")(doctor.main)
+app.command("verify")(verify.main)
+app.command("plan")(plan.main)
 
 
 def _show_version(wanted: bool) -> None:
