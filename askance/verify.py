@@ -162,7 +162,11 @@ def _check_sample(
         tasks = draw(index, store.fingerprint, blocks, recipe.images, share)
         count = sum(len(task.samples) for task in tasks)
         with progress(f"embed {told.path.name}", count, "img") as advance:
-            yield from check_sample(store, embedder, tasks, advance)
+            try:
+                yield from check_sample(store, embedder, tasks, advance)
+            except OSError as error:  # not of one shard: a disk or a server is gone
+                yield Finding("not checked", f"embeddings: {error}")
+                return
         refused = {b: [int(row) for row in told.records[b.number]["refused"]] for b in blocks}
         yield from check_refused(embedder, index, {b: rows for b, rows in refused.items() if rows})
 

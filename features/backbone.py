@@ -100,7 +100,7 @@ class Backbone(nn.Module):
         if not isinstance(layer, nn.Linear):
             return None
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-        return Classifier(layer.weight.detach().float().numpy(), bias.detach().float().numpy())
+        return Classifier(*(x.detach().float().cpu().numpy() for x in (layer.weight, bias)))
 
     def weights_hash(self) -> str:
         """Return the SHA-256 over names, shapes and values of all parameters and buffers."""

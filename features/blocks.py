@@ -48,19 +48,25 @@ def plan(rows: int, block: int) -> list[Block]:
 
 def task(index: Index, block: Block) -> Task:
     """Return the whole of a block as a task."""
-    table = index.table.slice(block.start, len(block.rows))
+    # Not a slice, which would be sent to a worker with all the rows around it.
+    table = index.table.take(pa.array(block.rows))
     shards = [index.location(shard) for shard in table["shard"].to_pylist()]
     places = [shard if "://" in shard else os.path.abspath(shard) for shard in shards]  # noqa: PTH100 - keeps links
     columns = {name: table[name] for name in ("key", "offset", "size", "label")}
     return Task(block, pa.table({"row": np.array(block.rows), "shard": places} | columns))
 
 
-def batches_of(whole: Task, rows: list[int], batch: int) -> Task:
-    """Return the batches of `batch` images of a whole block that hold any of `rows`.
+def batches_of(index: Index, block: Block, rows: list[int], batch: int) -> Task:
+    """Return the batches of `batch` images of a block that hold any of `rows`, as a task.
 
     A row comes out with the same bytes only from a batch of the same images (the rounding of a
     matrix product depends on its place).
     """
-    numbers = np.unique((np.array(rows) - whole.block.start) // batch)
+    return Task(block, task(index, block).samples.take(places_of(block, rows, batch)))
+
+
+def places_of(block: Block, rows: list[int], batch: int) -> np.ndarray:
+    """Return the places in a block of the batches that hold any of `rows`."""
+    numbers = np.unique((np.array(rows) - block.start) // batch)
     places = (numbers[:, None] * batch + np.arange(batch)).ravel()
-    return Task(whole.block, whole.samples.take(places[places < len(whole.samples)]))
+    return places[places < len(block.rows)]

@@ -195,7 +195,7 @@ def actual(store: Place) -> Actual:
 def _runs(store: Place, fingerprint: str) -> list[dict[str, Any]]:
     log = log_of(store)
     lines = log.read_text().splitlines() if log.exists() else []
-    runs = [json.loads(line) for line in lines]
+    runs = [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut by a kill
     return [run for run in runs if run.get("fingerprint") == fingerprint]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from askance.features.backbone import Backbone, load_backbone
-from askance.features.blocks import Task
+from askance.features.blocks import Block, Task
 from askance.features.classify import Classifier, scores, top
 from askance.features.engine import Engine
 from askance.features.index import Index
@@ -26,16 +26,18 @@ from askance.pipeline.provenance import machine, versions
 # stores made before would be continued (test_the_embedding_is_that_of_this_version).
 COMPUTATION = 2
 TOP = 32  # logits kept per row and view by "top"
-AHEAD = 4  # batches that are decoded before the backbone asks for them
+AHEAD = 4  # batches that are decoded before the backbone asks for them ...
+AHEAD_BYTES = 256 << 20  # ... unless their encoded images have more than this
 
 Loaded = np.ndarray | str  # the pixels of all views, (v, h, w, 3) uint8, or why there are none
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of a task: the arrays of its samples in their order, and its refusals by row."""
+    """What became of a task: the rows of its block, their arrays, and the refusals by row."""
 
-    task: Task
+    block: Block
+    rows: list[int]
     arrays: dict[str, np.ndarray]
     refused: dict[int, str]
 
@@ -124,7 +126,7 @@ class Embedder:
         sent: deque[dict[int, str]] = deque()  # refusals, by place, of the batches on their way
         with ThreadPoolExecutor(self.recipe.threads) as pool:
             samples = images(task.samples for task in to_read)
-            loaded = ahead(pool, self._load, samples, AHEAD * per)
+            loaded = ahead(pool, self._load, samples, AHEAD * per, _bytes, AHEAD_BYTES)
             embedded = engine.embed(self._batches(to_batch, loaded, sent))
             for task in to_yield:
                 count = -(-len(task.samples) // per)
@@ -163,9 +165,10 @@ class Embedder:
         for place in np.flatnonzero(~np.isfinite(embedding).all(axis=(1, 2))).tolist():
             refused.setdefault(place, "expected a finite embedding, got NaN or infinity")
         embedding[list(refused)] = np.nan
-        rows = task.samples["row"].to_numpy()
-        by_row = {int(rows[place]): why for place, why in sorted(refused.items())}
-        return Embedded(task, self._arrays(embedding, task.samples["label"].to_numpy()), by_row)
+        rows = task.samples["row"].to_pylist()
+        by_row = {rows[place]: why for place, why in sorted(refused.items())}
+        arrays = self._arrays(embedding, task.samples["label"].to_numpy())
+        return Embedded(task.block, rows, arrays, by_row)
 
     def _arrays(
         self, embedding: Float32[np.ndarray, "n v d"], label: np.ndarray
@@ -188,6 +191,10 @@ class Embedder:
         if self.recipe.logits == "top":
             found |= top(logits, min(TOP, logits.shape[-1]))
         return found
+
+
+def _bytes(sample: tuple[str, bytes | str]) -> int:
+    return len(sample[1])
 
 
 def _votes(index: Index) -> np.ndarray | None:

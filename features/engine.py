@@ -44,7 +44,7 @@ class Engine:
         for pixels in batches:
             source = torch.from_numpy(pixels)
             embedding = self._forward(source.pin_memory() if on_gpu else source)
-            waiting.append((embedding.to("cpu", non_blocking=True), _event() if on_gpu else None))
+            waiting.append((embedding.to("cpu", non_blocking=on_gpu), _event() if on_gpu else None))
             if len(waiting) > (IN_FLIGHT if on_gpu else 0):
                 yield _wait(*waiting.popleft())
         while waiting:
@@ -63,7 +63,7 @@ class Engine:
 
     def _padded(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float32[Tensor, "b d"]:
         black = self.batch - len(pixels)
-        there = pixels.to(self.backbone.device, non_blocking=True)
+        there = pixels.to(self.backbone.device, non_blocking=self.backbone.device.type == "cuda")
         return self.backbone(pad(there, (0, 0) * 3 + (0, black)))[: len(pixels)]
 
 

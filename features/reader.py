@@ -22,14 +22,12 @@ from askance.features.shards import BLOCK, NAME, check_place
 from askance.pipeline.lanes import ahead
 from askance.pipeline.retries import ServerError, patiently
 
-MAX_IMAGE = 256 << 20  # bytes of one encoded image
+MAX_IMAGE = 64 << 20  # bytes of one encoded image
 EXTENT = 8 << 20  # bytes read at a time, unless one image has more
 GAP = 64 << 10  # bytes between two images that are read and thrown away rather than skipped
 LONG_NAME = 100  # bytes of a name that fit into a tar header
 READERS = 8  # extents read at a time: object stores answer late, and many at once
 BEYOND = 416  # HTTP: the range begins behind the end
-# Of this process, not of the shard: stop, instead of refusing what is there.
-OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,18 @@ def _read(piece: tuple[pa.Table, Extent]) -> tuple[pa.Table, Extent, bytes | str
     try:
         return table, extent, _fetched(extent) if remote else _pread(extent)
     except OSError as error:
-        if error.errno in OURS or (remote and not isinstance(error, FileNotFoundError)):
+        if not _is_of_the_shard(error, extent.shard):
             raise
         return table, extent, f"expected a shard that can be read, got {error}"
+
+
+def _is_of_the_shard(error: OSError, shard: str) -> bool:
+    """Say whether a shard is to blame; else it is this machine, where others may be found."""
+    if "://" in shard:
+        return isinstance(error, FileNotFoundError)
+    if isinstance(error, FileNotFoundError):
+        return Path(shard).parent.exists()  # or a whole disk is missing
+    return error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 
 def _pread(extent: Extent) -> bytes:

@@ -58,7 +58,7 @@ def draw(
         wanted -= min(batch, block.stop - row)
         if wanted <= 0:
             break
-    return [batches_of(task(index, b), drawn[b], batch) for b in blocks if b in drawn]
+    return [batches_of(index, b, drawn[b], batch) for b in blocks if b in drawn]
 
 
 def exact(content: dict[str, Any], made: dict[str, Any], device: str) -> bool:
@@ -100,7 +100,7 @@ def check_sample(
     found = []
     for embedded in embedder.embed(tasks):
         found.append(_compared(store, embedder, embedded, strict))
-        advance(len(embedded.task.samples))
+        advance(len(embedded.rows))
     again = [place for place, x in enumerate(found) if (x.off & (x.apart <= x.limit)).any()]
     with _other_threads():
         for place, embedded in zip(again, embedder.embed(tasks[p] for p in again), strict=True):
@@ -138,8 +138,8 @@ def _summed(found: list[Compared]) -> Findings:
 def _compared(
     store: FeatureStore, embedder: "Embedder", embedded: "Embedded", strict: bool
 ) -> Compared:
-    block, content = embedded.task.block, store.content
-    all_rows = embedded.task.samples["row"].to_numpy()
+    block, content = embedded.block, store.content
+    all_rows = np.array(embedded.rows)
     status, whole = (
         np.asarray(store.array(name)[block.start : block.stop]) for name in ("status", "embedding")
     )
@@ -199,7 +199,7 @@ def check_refused(embedder: "Embedder", index: Index, refused: dict[Block, list[
         for block, rows in refused.items():
             yield Task(block, task(index, block).samples.take(np.array(rows) - block.start))
 
-    mended = sum(len(x.task.samples) - len(x.refused) for x in embedder.embed(tasks()))
+    mended = sum(len(x.rows) - len(x.refused) for x in embedder.embed(tasks()))
     if mended:
         yield Finding("hint", f"{mended} refused images can be embedded now: extract --retry")
 

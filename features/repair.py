@@ -98,7 +98,7 @@ def embed_again(
 ) -> Iterator[str]:
     """Embed blocks again; one that would lose rows, for want of shards, stays as it is."""
     for embedded in embedder.embed(task(writer.index, block) for block in blocks):
-        block = embedded.task.block
+        block = embedded.block
         advance(len(block.rows))
         lost = embedded.refused.keys() - _refused(told, block)
         if lost:

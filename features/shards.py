@@ -83,6 +83,11 @@ def check_place(shard: str) -> None:
             " credentials come from the environment"
         )
     is_url = scheme or "://" in shard
+    if is_url and re.search(r"[?].*=", shard):
+        raise ValueError(
+            "expected a URL without a query, which may hold a signature or a token, got one:"
+            " credentials come from the environment"
+        )
     if "::" in shard or (is_url and shard.partition("://")[0] not in PROTOCOLS):
         raise ValueError(
             f"expected a path, or a URL of {', '.join(sorted(PROTOCOLS))}, got {shard!r}: copy the"

@@ -112,7 +112,7 @@ def measure(embedder: Embedder, index: Index, seconds: float) -> Measured:
     encoded = _encoded(task(index, parts[0]))
     pixels = np.concatenate([_rendered(embedder, *item) for item in encoded])
     tasks = (task(index, part) for part in cycle(parts))  # a small set again and again
-    whole = (views * (len(x.task.samples) - len(x.refused)) for x in embedder.embed(tasks))
+    whole = (views * (len(x.rows) - len(x.refused)) for x in embedder.embed(tasks))
     rate, pictures = _rate(whole, seconds * 0.6)
     whole.close()
     decode_rate, _ = _rate((len(_rendered(embedder, *x)) for x in cycle(encoded)), seconds * 0.2)

@@ -116,8 +116,10 @@ class StoreWriter:
             ValueError: an array is missing, has another shape, or leaves the range of its type.
         """
         assert not self.done(block), f"block {block.number} has two writers"
-        if set(arrays) != set(self.layout.arrays):
-            raise ValueError(f"expected {sorted(self.layout.arrays)}, got {sorted(arrays)}")
+        shapes = {name: (len(block.rows), *array.row) for name, array in self.layout.arrays.items()}
+        got = {name: values.shape for name, values in arrays.items()}
+        if shapes != got:
+            raise ValueError(f"expected arrays of {shapes}, got {got}")
         status = np.full(len(block.rows), DONE, np.uint8)
         status[[row - block.start for row in refused]] = REFUSED
         group: Any = zarr.open_group(str(self.path), mode="r+")
@@ -142,15 +144,27 @@ class StoreWriter:
         """
         before = self.refused(block)
         places = [place for place, row in enumerate(rows) if row in before]
-        there = np.array([rows[place] for place in places]) - block.start
-        group: Any = zarr.open_group(str(self.path), mode="r")
-        merged = {name: np.asarray(group[name][block.start : block.stop]) for name in arrays}
+        there = np.array([rows[place] for place in places], np.int64) - block.start
+        merged = self._whole(block)
         for name, values in arrays.items():
             merged[name][there] = self.layout.arrays[name].narrowed(name, values[places])
-        kept = {row: why for row, why in before.items() if row not in rows}
+        kept = {row: why for row, why in before.items() if row not in set(rows)}
         again = {row: why for row, why in refused.items() if row in before}
         self.forget(block)
         self.write(block, merged, kept | again)
+
+    def _whole(self, block: Block) -> dict[str, np.ndarray]:
+        """Return the arrays of a finished block, if they are those that were written."""
+        group: Any = zarr.open_group(str(self.path), mode="r")
+        files = read_sealed(self._record(block))["files"]
+        arrays = {n: np.asarray(group[n][block.start : block.stop]) for n in self.layout.arrays}
+        for name, values in arrays.items():
+            if not self.layout.hashes(name, block, values).items() <= files.items():
+                raise ValueError(
+                    f"expected {name} of block {block.number} as it was written, got other bytes in"
+                    f" {self.path}: run askance verify --repair"
+                )
+        return arrays
 
     def forget(self, block: Block) -> None:
         """Take back that a block is done: it is missing from now on."""
@@ -188,12 +202,12 @@ class StoreWriter:
 
     def create(self, path: Place) -> None:
         """Write an empty store, with all that is known beforehand, to `path`."""
-        group = zarr.open_group(str(path), mode="w", zarr_format=3)
-        self.layout.create(group, self.index.labels)
-        write_index(path / "status", self.index.table, self.index.classes, self.index.contents)
         about = {"format": FORMAT, "fingerprint": self.fingerprint, "content": self.content}
         about |= {"made": self.layout.made}
-        group.attrs.update(about)
+        # The attributes first: whatever is begun says whose it is.
+        group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=about)
+        self.layout.create(group, self.index.labels)
+        write_index(path / "status", self.index.table, self.index.classes, self.index.contents)
         files = {
             name: hashlib.sha256((path / name).read_bytes()).hexdigest()
             for name in sorted(listing(path))
@@ -201,14 +215,19 @@ class StoreWriter:
         write_sealed(path / MANIFEST, about | {"files": files})  # last: it says that all is there
 
     def _open(self) -> str:
-        message, path = "", self.path
-        if path.exists():
-            found = attributes(path)
-            if found.get("fingerprint") == self.fingerprint and (path / MANIFEST).exists():
+        path, message = self.path, ""
+        found = attributes(path)
+        if found.get("fingerprint") == self.fingerprint:
+            if (path / MANIFEST).exists():
                 _sweep(path)
                 return f"{path}: continuing" if self.missing() else f"{path}: complete"
-            message = self._make_way(found)
+            self._begin_again()
+            message = f"{path}: a start that was cut short is begun again"
+        elif listing(path):
+            message = self._set_aside(found)
         if isinstance(path, Path):
+            for litter in path.parent.glob(f".{path.name}.*.partial"):
+                remove(litter)
             kept = _aside(path, self.fingerprint)
             if kept.exists():
                 kept.rename(path)
@@ -220,19 +239,25 @@ class StoreWriter:
             self.create(path)
         return message or f"{path}: new"
 
-    def _make_way(self, found: dict[str, Any]) -> str:
+    def _begin_again(self) -> None:
+        """Check that a store without its manifest is a start cut short, and nothing else."""
+        if isinstance(self.path, Path) or any(f.startswith(BLOCKS) for f in listing(self.path)):
+            raise ValueError(
+                f"expected {MANIFEST} in {self.path}, got none: the store is damaged, run askance"
+                " verify --repair"
+            )
+
+    def _set_aside(self, found: dict[str, Any]) -> str:
         """Set another store aside; return one line on it."""
         path = self.path
+        if "fingerprint" not in found:
+            raise ValueError(f"expected a store or nothing, got something else at {path}: move it")
         changed = _changed(found.get("content", {}), self.content)
         if not isinstance(path, Path):
-            if not found or (found["fingerprint"] == self.fingerprint):
-                return f"{path}: a start that was cut short is begun again"
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - not a matter of types
                 f"expected a new place or a store made with the same parameters, got {path}, where"
                 f" {changed} changed: name another place (object stores can't set one aside)"
             )
-        if "fingerprint" not in found:
-            raise ValueError(f"expected a store, got something else at {path}: move it")
         aside = _aside(path, str(found["fingerprint"]))
         path.rename(aside)
         return f"{path}: {changed} changed; the old store is set aside as {aside.name}"

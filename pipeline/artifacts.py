@@ -21,14 +21,14 @@ def place(text: str) -> Place:
     """Return the place that a command line names: a path, or a URL.
 
     Raises:
-        ValueError: a URL that holds credentials, which would be written down with it.
+        ValueError: a URL that may hold credentials, which would be written down with it.
     """
     if "://" not in text:
         return Path(text)
-    if "@" in text.partition("://")[2].partition("/")[0]:
+    if "@" in text.partition("://")[2].partition("/")[0] or "?" in text:
         raise ValueError(
-            "expected a URL without credentials, got one with '@' in its host: they come from the"
-            " environment"
+            "expected a URL without credentials, got one with '@' in its host or a query: they come"
+            " from the environment"
         )
     return UPath(text, use_listings_cache=False)  # another process may write there
 

@@ -47,6 +47,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except ValueError as error:
             _stop(FAILED, str(error))
         except Exception as error:
+            if "Credentials" in type(error).__name__:  # botocore's
+                _stop(FAILED, f"expected credentials in the environment, got none: {error}")
             if not passing(error):  # our mistake: with its traceback
                 raise
             again = "run the same command again: what is finished is kept"

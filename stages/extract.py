@@ -1,11 +1,12 @@
 """extract: shards and a frozen backbone to a feature store."""
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,8 @@ def run(
     from askance.features.index import read_index
     from askance.features.writer import StoreWriter
 
+    if scheduler == "none" and workers > 1:
+        raise ValueError(f"expected a scheduler for {workers} workers, got none: say local")
     recipe = Recipe(
         tuple(views), backbone, weights, size, preprocess, precision, compile, dtype, classifier,
         logits, seed, batch, block, threads, device,
@@ -77,7 +80,8 @@ def run(
             if done:
                 seconds = round(time.monotonic() - start, 3)
                 about = {"scheduler": scheduler, "workers": workers, "device": device}
-                log_run(out, images=done, views=len(views), seconds=seconds, **about)
+                with suppress(Exception):  # what stopped the run is told, not what the log met
+                    log_run(out, images=done, views=len(views), seconds=seconds, **about)
         refused = writer.finish()
     _judge(refused.slice(0, 1).to_pylist(), len(refused), len(index), refusals, out)
     print(f"{out}: {len(index)} images x {len(views)} views, {len(refused)} refused")
@@ -85,21 +89,21 @@ def run(
 
 def _work(writer: "StoreWriter", batch: int, retry: bool) -> tuple[int, "Iterator[Task]"]:
     """Return the number of rows to embed, and the tasks: blocks not done, and refused rows."""
-    from askance.features.blocks import batches_of, task
+    from askance.features.blocks import batches_of, places_of, task
 
     missing, index = writer.missing(), writer.index
-    again = [
-        batches_of(task(index, block), list(refused), batch)
-        for block in (writer.blocks if retry else [])
-        if block not in missing and (refused := writer.refused(block))
-    ]
-    rows = sum(len(block.rows) for block in missing) + sum(len(t.samples) for t in again)
+    undone = set(missing)
+    done = (block for block in writer.blocks if retry and block not in undone)
+    found = ((block, list(writer.refused(block))) for block in done)
+    again = [(block, rows) for block, rows in found if rows]
 
     def tasks() -> "Iterator[Task]":
-        yield from again
+        yield from (batches_of(index, block, rows, batch) for block, rows in again)
         yield from (task(index, block) for block in missing)
 
-    return rows, tasks()
+    count = sum(len(block.rows) for block in missing)
+    count += sum(len(places_of(block, rows, batch)) for block, rows in again)
+    return count, tasks()
 
 
 @contextmanager
@@ -112,12 +116,8 @@ def _embedding(
         return
     from askance.features.cluster import cluster, embed_on
 
-    weights = embedder.backbone.weights_hash()
-    with (
-        _draining() as stopped,
-        cluster(scheduler, workers, embedder.recipe, weights) as client,
-    ):
-        yield embed_on(client, tasks, stopped)
+    with _draining() as stopped, cluster(scheduler, workers, embedder) as (client, plugin):
+        yield embed_on(client, plugin, tasks, stopped)
 
 
 @contextmanager
@@ -129,7 +129,8 @@ def _draining() -> Iterator[Callable[[], bool]]:
         if heard:
             raise KeyboardInterrupt
         heard.append(number)
-        print("interrupted: finishing the blocks at work; again to stop at once", file=sys.stderr)
+        told = b"interrupted: finishing the blocks at work; again to stop at once\n"
+        os.write(sys.stderr.fileno(), told)  # a handler may interrupt a print
 
     before = signal.signal(signal.SIGINT, hear)
     try:
@@ -145,12 +146,11 @@ def _written(writer: "StoreWriter", embedded: "Iterator[Embedded]") -> Iterator[
     from askance.pipeline.lanes import ahead
 
     def put(part: "Embedded") -> int:
-        block, rows = part.task.block, part.task.samples["row"].to_pylist()
-        if writer.done(block):
-            writer.mend(block, rows, part.arrays, part.refused)
+        if writer.done(part.block):
+            writer.mend(part.block, part.rows, part.arrays, part.refused)
         else:
-            writer.write(block, part.arrays, part.refused)
-        return len(rows)
+            writer.write(part.block, part.arrays, part.refused)
+        return len(part.rows)
 
     with ThreadPoolExecutor(1) as pool:
         yield from ahead(pool, put, embedded, 2)
@@ -164,8 +164,8 @@ def _judge(
     raise TooManyRefusedError(
         f"expected at most {refusals:.2%} of {rows} images refused, got {refused}; the first:"
         f" {first[0]['key']} of {first[0]['shard']} ({first[0]['reason']}); all are in"
-        f" {out}/status/refused.parquet: mend the shards and extract with --retry, or raise"
-        " extract.refusals"
+        f" {out}/status/refused.parquet: extract with --retry when lost shards are back,"
+        " prepare the set again when images are mended, or raise extract.refusals"
     )
 
 

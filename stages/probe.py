@@ -48,12 +48,21 @@ def run(
     else:
         fold, classifiers = _fitted(features, label, folds, decay, iterations)
         settings = {"folds": folds, "decay": decay, "iterations": iterations}
+    _check_replaceable(out)
     remove(out)  # seconds to make, so always made anew: no older code's losses can stay
     layout = _layout(features, label, classifiers[-1], settings)
     with StoreWriter(out, layout, features.index) as writer:
         _write(writer, features, label, fold, classifiers)
         writer.finish()
     print(_summary(FeatureStore.open(out)))
+
+
+def _check_replaceable(out: Place) -> None:
+    from askance.features.store import FORMAT, attributes
+    from askance.pipeline.artifacts import listing
+
+    if listing(out) and attributes(out).get("format") != FORMAT:
+        raise ValueError(f"expected a store or nothing, got something else at {out}: move it")
 
 
 def _columns(features: "FeatureStore", columns: Literal["all", "present"]) -> np.ndarray:

@@ -61,6 +61,15 @@ OPTIONS = {"views": ["plain", "crop"], "classifier": "own", "logits": "top", "dt
 @pytest.fixture
 def without_shards(made):
     shards = (made / "shards").rename(made / "elsewhere")
+    (made / "shards").mkdir()  # the disk is there, the shards are not
+    yield
+    (made / "shards").rmdir()
+    shards.rename(made / "shards")
+
+
+@pytest.fixture
+def without_disk(made):
+    shards = (made / "shards").rename(made / "elsewhere")
     yield
     shards.rename(made / "shards")
 
@@ -317,6 +326,10 @@ def test_another_number_of_threads_is_no_damage(made, tmp_path, extract, monkeyp
 def test_without_shards_nothing_passes_for_checked(store, without_shards, capsys):
     told = found(capsys, store, sample=1.0)
     assert "not checked: 24 rows, which can't be read now: expected a shard that can be" in told
+
+
+def test_a_lost_disk_is_told(store, without_disk, capsys):
+    assert "not checked: embeddings: [Errno 2]" in found(capsys, store, sample=1.0)
 
 
 def test_without_weights_nothing_passes_for_checked_unless_asked_for(store, capsys):
