@@ -4,11 +4,12 @@ A worker holds the backbone and needs to reach the shards and the weights; it wr
 client needs one arm's length: whatever a worker was doing when it died is handed to another.
 """
 
+import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
 from uuid import uuid4
@@ -16,6 +17,8 @@ from uuid import uuid4
 import dask.config
 from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin
 from distributed.client import FutureCancelledError, as_completed
+from distributed.comm.core import CommClosedError
+from distributed.utils import silence_logging_cmgr
 
 from askance.features.blocks import Task
 from askance.features.embed import Embedded, Embedder
@@ -24,7 +27,9 @@ from askance.pipeline.artifacts import digest
 from askance.pipeline.provenance import versions
 
 PER_WORKER = 2  # tasks handed to a worker: it never waits for the next
-PATIENCE = 120  # seconds until the first workers are there
+PATIENCE = 120  # seconds until the first workers are there, or others take their place
+CONNECT = "5s"  # until a scheduler that doesn't answer is taken for lost
+GLANCE = 0.05  # seconds between two looks at what is done
 
 
 class Embedding(WorkerPlugin):
@@ -108,7 +113,12 @@ def cluster(scheduler: str, workers: int, embedder: Embedder) -> Iterator[tuple[
         OSError: no scheduler at the address.
         ValueError: too few workers in time, or one that would give other numbers.
     """
-    with _client(scheduler, workers) as client:
+    # What Dask says of a lost worker or a closed line, with tracebacks, we say where it matters.
+    with (
+        silence_logging_cmgr(logging.CRITICAL),
+        dask.config.set({"distributed.comm.timeouts.connect": CONNECT}),
+        _client(scheduler, workers) as client,
+    ):
         try:
             client.wait_for_workers(workers, timeout=PATIENCE)
         except TimeoutError:
@@ -121,11 +131,8 @@ def cluster(scheduler: str, workers: int, embedder: Embedder) -> Iterator[tuple[
         weights, kind = backbone.weights_hash(), backbone.device.type
         plugin = Embedding(embedder.recipe, weights, kind, scheduler == "local")
         client.register_plugin(plugin)
-        try:
-            yield client, plugin.name
-        finally:
-            with suppress(OSError, TimeoutError, CancelledError):  # it may be gone
-                client.unregister_worker_plugin(plugin.name)
+        yield client, plugin.name
+        client.unregister_worker_plugin(plugin.name)  # after a failure it stays, for the next run
 
 
 @contextmanager
@@ -147,30 +154,31 @@ def _client(scheduler: str, workers: int) -> Iterator[Client]:
     environment = dict.fromkeys(names, threads) | {"OMP_WAIT_POLICY": "PASSIVE"}
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
-        _deaf_to_interrupts(),
+        _interrupts_held(),
     ):
         local = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
         )
     with local, Client(local, set_as_default=False) as client:
         yield client
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C for a while: processes started meanwhile ignore it for good.
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a while; threads and processes started meanwhile never hear it.
 
     A terminal sends it to all of them, and a worker must finish what is to be written.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def embed_on(
@@ -184,10 +192,12 @@ def embed_on(
         OSError: the scheduler is gone, or a task killed one worker after the other.
     """
     left, running, run = iter(tasks), as_completed(loop=client.loop), uuid4().hex
+    assert client.scheduler is not None
+    address = client.scheduler.address
 
     def hand_out() -> None:
         """Give every worker, also one that came later, its share of what is left."""
-        room = 0 if stopped() else PER_WORKER * len(client.nthreads()) - running.count()
+        room = 0 if stopped() else PER_WORKER * _workers(client) - running.count()
         for task in islice(left, max(0, room)):
             # Another run on the same scheduler has blocks of the same numbers.
             key = f"block-{task.block.number}-{run}"
@@ -195,17 +205,42 @@ def embed_on(
 
     try:
         hand_out()
-        for future in running:
-            yield future.result()
-            future.release()
-            hand_out()
-    except KilledWorker as error:
-        raise OSError(f"expected the workers to live, got {error}") from error
-    except FutureCancelledError as error:
+        seen = time.monotonic()
+        while running.count():
+            if running.has_ready():
+                future = next(running)
+                yield future.result(timeout=PATIENCE)  # its worker may be gone meanwhile
+                future.release()
+                hand_out()
+            else:
+                time.sleep(GLANCE)
+            if _workers(client):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > PATIENCE:
+                raise TimeoutError  # noqa: TRY301
+    except TimeoutError as error:
         raise OSError(
-            f"expected the scheduler to go on, got {error} start it and run the same command again:"
-            " what is finished is kept"
+            f"expected workers at {address}, got none for {PATIENCE} s: start some and run the same"
+            " command again: what is finished is kept"
         ) from error
+    except KilledWorker as error:
+        number, workers = str(error.task).split("-")[1], error.allowed_failures + 1
+        raise OSError(
+            f"expected block {number} to be embedded, got {workers} workers that died of it; look"
+            " for the cause in their logs, or take its rows out of the set"
+        ) from error
+    except (FutureCancelledError, CommClosedError) as error:
+        raise OSError(
+            f"expected the scheduler at {address} to go on, got no connection: start it and its"
+            " workers, and run the same command again: what is finished is kept"
+        ) from error
+
+
+def _workers(client: Client) -> int:
+    try:
+        return len(client.nthreads())
+    except OSError as error:  # what a worker's task raised may be one, too
+        raise CommClosedError("the scheduler doesn't answer") from error
 
 
 def _embed(name: str, task: Task) -> Embedded:
