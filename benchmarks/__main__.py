@@ -4,7 +4,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
-from benchmarks import augment, backbone
+from benchmarks import augment, backbone, extract
 
 augment.main()
 backbone.main()
+extract.main()
