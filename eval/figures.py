@@ -1,10 +1,10 @@
-"""The report's charts, as SVG text.
+"""How heads are shown: the marks behind their names, and the report's charts, as SVG text.
 
 Comes in: numbers and the heads' names. Goes out: one `<svg>` element per chart, without fonts,
 dates or outside references, equal bytes for equal input. Lettering and axes are `currentColor`, so
 a chart takes on the light or dark ink of the page around it; the data colours (Okabe and Ito) keep
-their distance on both grounds and for every kind of colour vision, and each head also has its own
-marker and dash.
+their distance on both grounds and for every kind of colour vision, and each head that has one also
+has its own marker and dash. Six can be told apart: the other heads are grey.
 """
 
 import io
@@ -24,7 +24,14 @@ INK = "#010203"  # stands for currentColor until the drawing is text
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)), (0, (3, 2)), "--")
+GREY = "#8a919a"
 COIN = 0.5
+MARKS = {
+    "†": "frozen-backbone variant: the published method trains the backbone, this one a head on"
+    " frozen embeddings; not the published row",
+    "‡": "its neighbours, and so hits, R@1, R-AUROC and AURC, are those of its own linear map, not"
+    " of the frozen embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,20 @@ class Point(NamedTuple):
     risk: float | None
 
 
-def styles(heads: Sequence[str], reference: Sequence[str] = ()) -> dict[str, Style]:
-    """Give each head its colour, marker and dash; the first head has the strongest line.
+def marked(head: Mapping[str, Any]) -> str:
+    """Return the name of a head of run.json with its marks, as it is shown wherever numbers are."""
+    marks = (mark for mark, on in zip(MARKS, ("of_backbone", "mapped"), strict=True) if head[on])
+    return f"{head['name']} {''.join(marks)}".rstrip()
 
-    A reference, which is not a head, is drawn in the ink of the text.
+
+def styles(heads: Sequence[str], reference: Sequence[str] = ()) -> dict[str, Style]:
+    """Give the first six heads a colour, marker and dash each; the first has the strongest line.
+
+    The others are grey. A reference, which is not a head, is drawn in the ink of the text.
     """
-    looks = {
-        head: Style(COLORS[i % 6], MARKERS[i % 6], DASHES[i % 6], 1.4 if i else 2.0)
-        for i, head in enumerate(heads)
-    }
+    looks = dict.fromkeys(heads, Style(GREY, "o", "-", 0.7))
+    for i, head in enumerate(heads[: len(COLORS)]):
+        looks[head] = Style(COLORS[i], MARKERS[i], DASHES[i], 1.4 if i else 2.0)
     return looks | dict.fromkeys(reference, Style(INK, "x", (0, (1, 2)), 1.4))
 
 
@@ -81,59 +93,57 @@ def swatch(style: Style) -> str:
     return _svg((0.36, 0.16), "", draw)
 
 
-def dots(estimates: Sequence[Estimate], looks: Mapping[str, Style], title: str) -> str:
-    """Draw a dot with a whisker per estimate, grouped by data set, and a line at one half.
+def dots(estimates: Sequence[Estimate], looks: Mapping[str, Style], group: str) -> str:
+    """Draw one data set's estimates: a line per head with a dot and a whisker, and one at a half.
 
-    Undefined (NaN) estimates leave their line empty.
+    Undefined (NaN) estimates leave their line empty. All data sets have the same range.
     """
-    groups = list(dict.fromkeys(estimate.group for estimate in estimates))
-    heads = [head for head in looks if any(head == estimate.head for estimate in estimates)]
-    step = len(heads) + 1
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
         axes.axvline(COIN, color=INK, lw=1)
         for estimate in estimates:
-            y = groups.index(estimate.group) * step + heads.index(estimate.head)
-            _dot(axes, y, estimate, looks[estimate.head])
-        for number in range(1, len(groups)):
-            axes.axhline(number * step - 1, color=INK, alpha=0.15, lw=0.8)
-        middles = [number * step + (len(heads) - 1) / 2 for number in range(len(groups))]
-        axes.set_yticks(middles, groups, parse_math=False)
-        axes.set_ylim(len(groups) * step - 1, -1)
+            if estimate.group == group:
+                _dot(axes, list(looks).index(estimate.head), estimate, looks[estimate.head])
+        axes.set_yticks(range(len(looks)), looks, parse_math=False)
+        axes.set_ylim(len(looks) - 0.4, -0.6)
         axes.set_xlim(*_range(estimates))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("R-AUROC (0.5: a coin)")
+        axes.set_title(group, parse_math=False)
 
-    return _svg((4.6, 0.155 * step * len(groups) + 0.55), title, draw)
+    return _svg((3.2, 0.165 * len(looks) + 0.75), f"R-AUROC on {group}", draw)
 
 
-def risk_coverage(points: Sequence[Point], looks: Mapping[str, Style], group: str) -> str:
+def risk_coverage(
+    points: Sequence[Point], looks: Mapping[str, Style], group: str, level: float
+) -> str:
     """Draw one data set's curves: the share wrong (risk) among the most certain share (coverage).
 
-    Undefined risks are left out. The faint level line is the risk at full coverage: an uncertainty
-    that knows nothing stays near it.
+    Undefined risks are left out. The faint line at `level` is the risk of keeping all: an
+    uncertainty that knows nothing stays near it.
     """
     known = sorted(
         (point.head, point.coverage, point.risk)
         for point in points
         if point.group == group and point.risk is not None and math.isfinite(point.risk)
     )
-    level = max(known, key=lambda point: point[1], default=None)
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        if level:
-            axes.axhline(level[2], color=INK, alpha=0.4, lw=0.8)
-        for head, look in reversed(list(looks.items())):  # the first head lies on top
+        if math.isfinite(level):
+            axes.axhline(level, color=INK, alpha=0.4, lw=0.8)
+        for head, look in looks.items():  # grey lies below, the strongest line on top
             curve = [(coverage, risk) for name, coverage, risk in known if name == head]
             if curve:
-                axes.plot(*zip(*curve, strict=True), color=look.color, ls=look.dash, lw=look.width)
+                line = {"color": look.color, "ls": look.dash, "lw": look.width}
+                axes.plot(*zip(*curve, strict=True), **line, zorder=2 + look.width)
         axes.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        axes.set_ylim(0, 1.08 * max([0.05, *(risk for _, _, risk in known)]))
+        risks = [0.05, level, *(risk for _, _, risk in known)]
+        axes.set_ylim(0, 1.08 * max(risk for risk in risks if math.isfinite(risk)))
         axes.set_title(group, parse_math=False)
         axes.grid()
 

@@ -5,7 +5,7 @@ interval and spread; curves; and the nested numbers that `dvc metrics show` read
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -13,7 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from askance.eval import metrics
-from askance.eval.intervals import interval, resample, weighted_aurc, weighted_r_auroc
+from askance.eval.intervals import (
+    Statistic,
+    interval,
+    resample,
+    weighted_aurc,
+    weighted_r_auroc,
+)
 
 AVERAGE = "average"  # the set's name in rows that average over the zero-shot sets
 MEAN = -1  # the seed's number in rows that average over seeds
@@ -63,12 +69,21 @@ class Queries:
 
 @dataclass(frozen=True)
 class Scores:
-    """One head's uncertainties on a set's queries, a row per seed; `cropped` where it has any."""
+    """One head's uncertainties on a set's queries, a row per seed; `cropped` where it has any.
+
+    `hit`: the hits of the head's own neighbours, where it searches by another representation than
+    the frozen embedding.
+    """
 
     head: str
     seeds: list[int]
     plain: Float[np.ndarray, "s n"]
     cropped: Float[np.ndarray, "s n"] | None = None
+    hit: Bool[np.ndarray, "s n"] | None = None
+
+    def hits(self, queries: Queries) -> Bool[np.ndarray, "s n"]:
+        """Return what each seed has to foretell."""
+        return np.tile(queries.hit, (len(self.plain), 1)) if self.hit is None else self.hit
 
 
 @dataclass(frozen=True)
@@ -81,50 +96,81 @@ class SetSummary:
     replicates: dict[str, Float[np.ndarray, " r"]]
 
 
-def summarise(queries: Queries, heads: Iterable[Scores], resamples: int) -> SetSummary:
-    """Compute every metric of every head on one set."""
+def summarise(
+    queries: Queries,
+    heads: Iterable[Scores],
+    resamples: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> SetSummary:
+    """Compute every metric of every head on one set; `advance` is told of each head done."""
     reason = metrics.undefined(queries.hit)
-    recall = float(queries.hit.mean()) if len(queries.hit) else math.nan
-    rows = _rows("", queries.name, "r1", [recall], [0], reason if not len(queries.hit) else "")
+    rows = _rows("", queries.name, "r1", [_recall(queries.hit)], [0], [reason])
     replicates = {}
     for scores in heads:
-        r_auroc = [metrics.r_auroc(u, queries.hit) for u in scores.plain]
-        area = [metrics.aurc(u, queries.hit) for u in scores.plain]
-        drawn = resample(weighted_r_auroc, scores.plain, queries.hit, resamples, queries.name)
-        drawn_area = resample(weighted_aurc, scores.plain, queries.hit, resamples, queries.name)
-        replicates[scores.head] = drawn
-        rows += _rows(scores.head, queries.name, "r_auroc", r_auroc, scores.seeds, reason, drawn)
-        rows += _rows(scores.head, queries.name, "aurc", area, scores.seeds, "", drawn_area)
-        if scores.cropped is not None:
-            pairs = zip(scores.plain, scores.cropped, strict=True)
-            wins = [metrics.crop_win_rate(u, v) for u, v in pairs]
-            rows += _rows(scores.head, queries.name, "crop_win", wins, scores.seeds)
-        rows += _upstream_rows(queries, scores)
+        drawn = {
+            "r_auroc": _resampled(weighted_r_auroc, queries, scores, resamples),
+            "aurc": _resampled(weighted_aurc, queries, scores, resamples),
+        }
+        replicates[scores.head] = drawn["r_auroc"]
+        rows += _retrieval_rows(queries, scores, drawn) + _upstream_rows(queries, scores)
+        advance(1)
     return SetSummary(queries.name, queries.correct is not None, rows, replicates)
+
+
+def _recall(hit: Bool[np.ndarray, " n"]) -> float:
+    return float(hit.mean()) if len(hit) else math.nan
+
+
+def _resampled(
+    statistic: Statistic, queries: Queries, scores: Scores, resamples: int
+) -> Float[np.ndarray, " r"]:
+    """Resample the mean over seeds: the draws are the set's, the same for all seeds and heads."""
+    runs = [(scores.plain, queries.hit)]
+    if scores.hit is not None:
+        runs = [(u[None], hit) for u, hit in zip(scores.plain, scores.hit, strict=True)]
+    drawn = [resample(statistic, u, hit, resamples, queries.name) for u, hit in runs]
+    return np.mean(drawn, axis=0)
+
+
+def _retrieval_rows(
+    queries: Queries, scores: Scores, drawn: dict[str, Float[np.ndarray, " r"]]
+) -> list[Row]:
+    hits = scores.hits(queries)
+    runs = list(zip(scores.plain, hits, strict=True))
+    values = {
+        "r_auroc": [metrics.r_auroc(u, hit) for u, hit in runs],
+        "aurc": [metrics.aurc(u, hit) for u, hit in runs],
+    }
+    if scores.hit is not None:
+        values["r1"] = [_recall(hit) for hit in hits]
+    if scores.cropped is not None:
+        pairs = zip(scores.plain, scores.cropped, strict=True)
+        values["crop_win"] = [metrics.crop_win_rate(u, v) for u, v in pairs]
+    reasons = [metrics.undefined(hit) for hit in hits]
+    return [
+        row
+        for metric, each in values.items()
+        for row in _rows(
+            scores.head, queries.name, metric, each, scores.seeds, reasons, drawn.get(metric)
+        )
+    ]
 
 
 def _upstream_rows(queries: Queries, scores: Scores) -> list[Row]:
     if queries.correct is None or queries.loss is None:
         return []
-    reason = metrics.undefined(queries.correct)
+    reasons = [metrics.undefined(queries.correct)] * len(scores.seeds)
     auroc = [metrics.r_auroc(u, queries.correct) for u in scores.plain]
     rank = [metrics.spearman(u, queries.loss) for u in scores.plain]
-    name, seeds = queries.name, scores.seeds
+    head, name, seeds = scores.head, queries.name, scores.seeds
     return [
-        *_rows(scores.head, name, "auroc_classification", auroc, seeds, reason),
-        *_rows(
-            scores.head,
-            name,
-            "spearman_loss",
-            rank,
-            seeds,
-            "constant" if np.isnan(rank).any() else "",
-        ),
+        *_rows(head, name, "auroc_classification", auroc, seeds, reasons),
+        *_rows(head, name, "spearman_loss", rank, seeds, ["constant"] * len(seeds)),
     ]
 
 
 def average(sets: list[SetSummary]) -> list[Row]:
-    """Average each head's R-AUROC, AURC and crop wins, and R@1, over the zero-shot sets.
+    """Average R@1, and each head's R-AUROC, AURC, crop wins and own R@1, over the zero-shot sets.
 
     Seed by seed. The interval, of R-AUROC, resamples the queries of each set on their own.
     Undefined on one set, undefined on average.
@@ -143,8 +189,8 @@ def average(sets: list[SetSummary]) -> list[Row]:
         drawn = None
         if metric == "r_auroc":
             drawn = np.mean([s.replicates[head] for s in zero_shot], axis=0)
-        reason = "undefined on one of the sets" if np.isnan(values).any() else ""
-        rows += _rows(head, AVERAGE, metric, values, seeds, reason, drawn)
+        reasons = ["undefined on one of the sets"] * len(seeds)
+        rows += _rows(head, AVERAGE, metric, values, seeds, reasons, drawn)
     return rows
 
 
@@ -162,10 +208,15 @@ def _rows(
     metric: str,
     values: list[float],
     seeds: list[int],
-    reason: str = "",
+    reasons: list[str],
     drawn: Float[np.ndarray, " r"] | None = None,
 ) -> list[Row]:
-    """Return one row per seed, and one of their mean with its interval and spread."""
+    """Return one row per seed, and one of their mean with its interval and spread.
+
+    `reasons` say per seed why a value is undefined, if it is; undefined for one, the mean is, too.
+    """
+    said = [why if math.isnan(value) else "" for why, value in zip(reasons, values, strict=True)]
+    first = next((f"seed {s}: {why}" for s, why in zip(seeds, said, strict=True) if why), "")
     lower, upper = interval(drawn) if drawn is not None else (math.nan, math.nan)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     mean = Row(
@@ -177,17 +228,21 @@ def _rows(
         lower=lower,
         upper=upper,
         sd=sd,
-        reason=reason,
+        reason=said[0] if len(set(said)) == 1 else first,
     )
     nothing = {"lower": math.nan, "upper": math.nan, "sd": math.nan}
-    each = [mean | nothing | {"seed": s, "value": v} for s, v in zip(seeds, values, strict=True)]
+    each = [
+        mean | nothing | {"seed": s, "value": v, "reason": why}
+        for s, v, why in zip(seeds, values, said, strict=True)
+    ]
     return [mean, *each]  # type: ignore[list-item]
 
 
 def curve(queries: Queries, scores: Scores) -> list[Point]:
     """Return the risk-coverage curve of a head, averaged over seeds, at up to 100 coverages."""
-    coverage, _ = metrics.risk_coverage(scores.plain[0], queries.hit)
-    risk = np.mean([metrics.risk_coverage(u, queries.hit)[1] for u in scores.plain], axis=0)
+    runs = zip(scores.plain, scores.hits(queries), strict=True)
+    coverages, risks = zip(*(metrics.risk_coverage(u, hit) for u, hit in runs), strict=True)
+    coverage, risk = coverages[0], np.mean(risks, axis=0)
     places = np.unique(np.linspace(0, len(risk) - 1, min(POINTS, len(risk))).round().astype(int))
     return [
         Point(set=queries.name, head=scores.head, coverage=float(coverage[i]), risk=float(risk[i]))
@@ -198,8 +253,8 @@ def curve(queries: Queries, scores: Scores) -> list[Point]:
 def nested(rows: list[Row]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return the means over seeds as {metric: {head: {set: value}}}; undefined is None.
 
-    Their spreads over seeds are the metrics `<metric>_sd`. R@1 belongs to the backbone, so its
-    "head" is called `backbone`.
+    Their spreads over seeds are the metrics `<metric>_sd`. The R@1 of the frozen embedding is that
+    of a "head" called `backbone`; heads with neighbours of their own have their own.
     """
     tree: dict[str, dict[str, dict[str, float | None]]] = {}
     for row in (row for row in rows if row["seed"] == MEAN):

@@ -97,10 +97,22 @@ class FeatureStore:
         Raises:
             ValueError: the store has no such view.
         """
+        whole = self.array("embedding")[:, self._place(view)]
+        return np.asarray(whole, np.float32)[self.rows]
+
+    def some(self, view: str, places: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
+        """Read the embeddings of one view at some of the done rows, by their place among them.
+
+        Raises:
+            ValueError: the store has no such view.
+        """
+        found = self.array("embedding").oindex[self.rows[places], self._place(view)]
+        return np.asarray(found, np.float32)
+
+    def _place(self, view: str) -> int:
         if view not in self.views:
             raise ValueError(f"expected one of the views {self.views} of {self.path}, got {view!r}")
-        whole = self.array("embedding")[:, self.views.index(view)]
-        return np.asarray(whole, np.float32)[self.rows]
+        return self.views.index(view)
 
     @cached_property
     def classifier(self) -> Classifier:

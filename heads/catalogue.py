@@ -1,8 +1,17 @@
 """The heads by name; adding one is a file and a line."""
 
+from askance.heads.dropout import Dropout, DropoutJsd
+from askance.heads.elk import Elk, ElkPublished
+from askance.heads.ensemble import Ensemble, EnsembleJsd
 from askance.heads.entropy import Entropy
+from askance.heads.gp import Gp, GpPublished
 from askance.heads.head import Head
+from askance.heads.hetxl import HetXl, HetXlDet, HetXlDetPublished, HetXlPublished
+from askance.heads.hib import Hib, HibPublished
+from askance.heads.infonce import InfoNce, InfoNcePublished
 from askance.heads.maxprob import MaxProb
+from askance.heads.mcinfonce import McInfoNce, McInfoNcePublished
+from askance.heads.nivmf import Nivmf, NivmfPublished
 from askance.heads.norm import Norm
 from askance.heads.ranking import Ranking
 from askance.heads.squared import Squared
@@ -13,6 +22,26 @@ HEADS: dict[str, type[Head]] = {
     "entropy": Entropy,
     "maxprob": MaxProb,
     "norm": Norm,
+    "infonce": InfoNce,
+    "infonce-published": InfoNcePublished,
+    "mcinfonce": McInfoNce,
+    "mcinfonce-published": McInfoNcePublished,
+    "hib": Hib,
+    "hib-published": HibPublished,
+    "elk": Elk,
+    "elk-published": ElkPublished,
+    "nivmf": Nivmf,
+    "nivmf-published": NivmfPublished,
+    "hetxl": HetXl,
+    "hetxl-published": HetXlPublished,
+    "hetxl-det": HetXlDet,
+    "hetxl-det-published": HetXlDetPublished,
+    "gp": Gp,
+    "gp-published": GpPublished,
+    "dropout": Dropout,
+    "dropout-jsd": DropoutJsd,
+    "ensemble": Ensemble,
+    "ensemble-jsd": EnsembleJsd,
 }
 
 

@@ -78,6 +78,7 @@ def save(path: Path, saved: SavedHead, setup: Setup) -> None:
         "dim": setup.dim,
         "width": setup.width,
         "depth": setup.depth,
+        "classes": len(setup.bias),
         "backbone": saved.backbone,
         "note": saved.note,
     }
@@ -111,8 +112,7 @@ def load(path: Path) -> SavedHead:
 
 def _assembled(card: dict[str, Any], tensors: dict[str, Tensor]) -> SavedHead:
     state = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-    nothing = torch.empty(0, card["dim"]), torch.empty(0)
-    weight, bias = state.get("weight", nothing[0]), state.get("bias", nothing[1])
+    weight, bias = torch.zeros(card["classes"], card["dim"]), torch.zeros(card["classes"])
     head = find(card["head"])(Setup(card["dim"], card["width"], card["depth"], weight, bias))
     head.load_state_dict(state)
     return SavedHead(

@@ -15,6 +15,8 @@ def entropy(logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
 class Entropy(ClassifierHead):
     """The class entropy of the upstream classifier: URL's scalar of cross-entropy training."""
 
+    of_backbone = True
+
     def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the entropy in nats."""
         return entropy(self.logits(embedding))

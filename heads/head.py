@@ -1,10 +1,16 @@
-"""What every head is: a module from embeddings to one uncertainty each."""
+"""What every head is: a module from embeddings to one uncertainty each.
+
+A head says what it needs from a batch (`needs`), how it is trained (`objective`), what it answers
+(`forward`), and, if it changes the embedding, to what (`representation`); its state is that of the
+module. Adding one is a file, and a line in `askance.heads.catalogue`.
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 AT_A_TIME = 65_536  # rows: bounds the memory of logits and hidden layers
@@ -25,24 +31,58 @@ class Setup:
     bias: Float[Tensor, " c"]
 
 
+class Batch(NamedTuple):
+    """Rows of the upstream store, one view of an image each.
+
+    `loss` is the upstream classifier's, in nats; `column` is the label's, among the classifier's.
+    Neighbouring rows (0, 1), (2, 3), ... form pairs: of random rows, or, for a head that needs
+    `Need.PAIRS`, of two views of one image.
+    """
+
+    embedding: Float[Tensor, "b d"]
+    loss: Float[Tensor, " b"]
+    column: Int64[Tensor, " b"]
+
+
+class Need(StrEnum):
+    """What an objective reads besides the embedding."""
+
+    LOSS = "loss"
+    LABEL = "label"
+    PAIRS = "pairs"
+
+
 class Head(nn.Module):
     """Turns embeddings into uncertainties; larger is less certain.
 
-    Only the order means a thing.
+    Only the order means a thing. A subclass is built from a `Setup`, defines `forward`, and, if
+    `trained`, `objective`. Both are the same for the same random state, and no row's uncertainty
+    depends on the rows beside it.
 
-    A subclass is built from a `Setup`, defines `forward`, and, if `trained`, `objective`.
+    `of_backbone` says that the published method trains the backbone, too: what stands here is its
+    frozen-backbone variant, whose numbers are not the published ones.
+    `twin` names the head whose training this one shares, if it differs in `forward` alone.
+    `in_bfloat16` says that the matrix products of its objective may be rounded so.
     """
 
     trained: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
     needs_classifier: ClassVar[bool] = False
+    of_backbone: ClassVar[bool] = False
+    twin: ClassVar[str] = ""
+    in_bfloat16: ClassVar[bool] = False
 
     def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the uncertainty of each embedding."""
         raise NotImplementedError
 
-    def objective(self, embedding: Float[Tensor, "n d"], loss: Float[Tensor, " n"]) -> Tensor:
-        """Return the scalar to minimise, given the upstream loss of each embedding."""
+    def objective(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the scalar to minimise."""
         raise NotImplementedError
+
+    def representation(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Return what neighbours are searched by: the embedding itself, unless a head maps it."""
+        return embedding
 
     @torch.inference_mode()
     def uncertainty(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -1,9 +1,10 @@
-"""The loss predictor: a small MLP from a frozen embedding to a positive number."""
+"""The small network from a frozen embedding to a positive number, and the heads that are one."""
 
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from askance.heads.head import Head, Setup
 
@@ -11,25 +12,38 @@ LEAKY_SLOPE = 0.01
 FLOOR = 1e-6
 
 
-class LossPredictor(Head):
+class Predictor(nn.Sequential):
     """Linear, LeakyReLU, ..., Linear(1), softplus, plus 1e-6; `depth` hidden layers of `width`.
 
     The embedding is detached: no gradient ever reaches a backbone (the stop-gradient of PVU).
 
-    Source: arXiv 2402.16569, section 3: 512 wide, two hidden layers. A fresh head predicts about
+    Source: arXiv 2402.16569, section 3: 512 wide, two hidden layers. A fresh one predicts about
     ln 2 everywhere.
     """
 
-    trained = True
-
     def __init__(self, setup: Setup) -> None:
-        super().__init__()
         widths = [setup.dim, *[setup.width] * setup.depth]
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(LEAKY_SLOPE)]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1), nn.Softplus())
+            layers += [nn.Linear(fan_in, fan_out), nn.LeakyReLU(LEAKY_SLOPE, inplace=True)]
+        super().__init__(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return a number above 1e-6 for each embedding."""
+        raw = super().forward(embedding.detach()).squeeze(-1)
+        return FLOOR + softplus(raw.to(self[0].weight.dtype))  # bfloat16 would make ties
+
+
+class LossPredictor(Head):
+    """A head whose uncertainty is the predicted loss; the subclass says how it is trained."""
+
+    trained = True
+    in_bfloat16 = True
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.layers = Predictor(setup)
 
     def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the predicted loss, at least 1e-6."""
-        return FLOOR + self.layers(embedding.detach()).squeeze(-1)
+        return self.layers(embedding)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from askance.heads.head import Batch, Need
 from askance.heads.predictor import LossPredictor
 
 MARGIN = 0.1
@@ -36,6 +37,8 @@ def ranking_loss(
 class Ranking(LossPredictor):
     """The paper's head: trained to order pairs of images by their loss."""
 
-    def objective(self, embedding: Float[Tensor, "n d"], loss: Float[Tensor, " n"]) -> Tensor:
+    needs = frozenset({Need.LOSS})
+
+    def objective(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the ranking loss of a batch whose neighbours form the pairs."""
-        return ranking_loss(self(embedding), loss)
+        return ranking_loss(self(batch.embedding), batch.loss)

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from askance.heads.head import Batch, Need
 from askance.heads.predictor import LossPredictor
 
 
@@ -13,6 +14,9 @@ class Squared(LossPredictor):
     Source: Yoo and Kweon 2019 as in URL, arXiv 2307.03810, section 3, on a frozen backbone.
     """
 
-    def objective(self, embedding: Float[Tensor, "n d"], loss: Float[Tensor, " n"]) -> Tensor:
+    needs = frozenset({Need.LOSS})
+    of_backbone = True
+
+    def objective(self, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean squared error of the predicted loss."""
-        return mse_loss(self(embedding), loss)
+        return mse_loss(self(batch.embedding), batch.loss)

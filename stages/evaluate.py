@@ -1,6 +1,11 @@
-"""evaluate: heads, stores and neighbours to metrics, per-query tables and curves."""
+"""evaluate: heads, stores and neighbours to metrics, per-query tables and curves.
 
-from itertools import groupby
+A head that maps the embedding is asked about the neighbours that its own map finds, per seed; all
+others about those of the frozen embedding, which retrieve has found.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, groupby, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,12 +20,17 @@ from askance.pipeline.progress import progress
 from askance.pipeline.provenance import machine, versions
 
 if TYPE_CHECKING:
+    import torch
+
     from askance.eval.summary import Queries, Row, Scores
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import SavedHead
 
 AT_A_TIME = 4096  # queries
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
+TRAITS = ("trained", "needs_classifier", "of_backbone")
+REFERENCE: dict[str, Any] = {"name": NEIGHBOUR_DISTANCE, "seeds": [0], "reference": True}
+REFERENCE |= dict.fromkeys((*TRAITS, "mapped"), False)
 
 
 def run(
@@ -47,17 +57,18 @@ def run(
     losses = FeatureStore.open(probe)
     heads = _heads(models, losses)
     summaries, curves, described, tables = [], [], [], {}
-    with progress("evaluate", len(sets), "sets") as advance:
+    with progress("evaluate", len(sets) * (len(heads) + 1), "head-sets") as advance:
         for name in sets:
             store = FeatureStore.open(stores / f"{name}.zarr")
             table = _neighbours(neighbours / f"{name}.parquet", store)
             queries = _queries(name, table, store, losses if name in upstream else None)
-            scores = [*_scores(heads, store), _reference(table)]
-            summaries.append(summarise(queries, scores, resamples))
+            described.append(_described(name, name in upstream, store, losses))
+            # Each head is scored as its turn in the summary comes: progress is in whole heads.
+            lazily, again = tee(chain(_scores(heads, store), [_reference(table)]))
+            summaries.append(summarise(queries, lazily, resamples, advance))
+            scores = list(again)
             curves += [point for head in scores for point in curve(queries, head)]
             tables[name] = _per_query(table, heads, scores)
-            described.append(_described(name, name in upstream, store, losses))
-            advance(1)
     rows = [row for summary in summaries for row in summary.rows] + average(summaries)
     with atomic(out / "queries") as folder:
         folder.mkdir()
@@ -67,8 +78,9 @@ def run(
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     write_json(out / "curves.json", curves)
     write_json(out / "metrics.json", nested(rows))
-    write_json(out / "run.json", _about(heads, losses, described))
-    print(_best(rows))
+    about = _about(heads, losses, described)
+    write_json(out / "run.json", about)
+    print(_best(rows, about["heads"]))
 
 
 def _heads(folder: Path, losses: "FeatureStore") -> list[list["SavedHead"]]:
@@ -125,22 +137,43 @@ def _queries(
     return Queries(name, hit, np.concatenate(correct), np.concatenate(loss))
 
 
-def _scores(heads: list[list["SavedHead"]], store: "FeatureStore") -> list["Scores"]:
+def _scores(heads: list[list["SavedHead"]], store: "FeatureStore") -> Iterator["Scores"]:
+    """Yield each head's uncertainties, and the hits of its own neighbours if it maps."""
     import torch
 
     from askance.eval.summary import Scores
 
+    for saved in chain(*heads):
+        saved.check_backbone(store.backbone, str(store.path))
     views = [torch.from_numpy(store.embedding(view)) for view in ("plain", "crop")]
-    found = []
     for seeds in heads:
-        for saved in seeds:
-            saved.check_backbone(store.backbone, str(store.path))
         plain, cropped = (
             np.stack([saved.head.uncertainty(view).double().numpy() for saved in seeds])
             for view in views
         )
-        found.append(Scores(seeds[0].name, [saved.seed for saved in seeds], plain, cropped))
-    return found
+        hit = None
+        if _mapped(seeds):
+            hit = np.stack([_own_hit(saved, views[0], store.labels) for saved in seeds])
+        yield Scores(seeds[0].name, [saved.seed for saved in seeds], plain, cropped, hit)
+
+
+def _mapped(seeds: list["SavedHead"]) -> bool:
+    """Say whether a head searches by a representation of its own."""
+    from askance.heads.mapped import MappedHead
+
+    return isinstance(seeds[0].head, MappedHead)
+
+
+def _own_hit(saved: "SavedHead", embedding: "torch.Tensor", label: np.ndarray) -> np.ndarray:
+    """Return which queries have the label of the neighbour that a head's own map finds, (n,)."""
+    import torch
+
+    from askance.eval.retrieval import neighbours
+    from askance.heads.head import AT_A_TIME
+
+    with torch.inference_mode():
+        mapped = torch.cat([saved.head.representation(x) for x in embedding.split(AT_A_TIME)])
+    return label == label[neighbours(mapped.numpy()).row]
 
 
 def _reference(table: pa.Table) -> "Scores":
@@ -151,13 +184,21 @@ def _reference(table: pa.Table) -> "Scores":
 
 
 def _per_query(table: pa.Table, heads: list[list["SavedHead"]], scores: list["Scores"]) -> pa.Table:
-    """Return one row per query: its neighbour, each head's and seed's score, and percentiles."""
+    """Return one row per query: its neighbour, each head's and seed's score, and percentiles.
+
+    `hit` is of the frozen embedding, `hit/<head>/<seed>` of a head with neighbours of its own.
+    """
+    columns = {}
     for head in scores:
-        for seed, plain in zip(head.seeds, head.plain, strict=True):
-            table = table.append_column(f"uncertainty/{head.head}/{seed}", pa.array(plain))
+        for run, seed in enumerate(head.seeds):
+            columns[f"uncertainty/{head.head}/{seed}"] = head.plain[run]
+            if head.hit is not None:
+                columns[f"hit/{head.head}/{seed}"] = head.hit[run]
     for seeds, head in zip(heads, scores, strict=False):  # all but the reference
         each = [saved.percentile(plain) for saved, plain in zip(seeds, head.plain, strict=True)]
-        table = table.append_column(f"percentile/{head.head}", pa.array(np.mean(each, axis=0)))
+        columns[f"percentile/{head.head}"] = np.mean(each, axis=0)
+    for name, column in columns.items():
+        table = table.append_column(name, pa.array(column))
     return table
 
 
@@ -220,31 +261,38 @@ def _about(
             "views": list(losses.views),
         },
         "sets": sets,
-        "heads": [
-            {
-                "name": seeds[0].name,
-                "seeds": [saved.seed for saved in seeds],
-                "trained": seeds[0].head.trained,
-                "needs_classifier": seeds[0].head.needs_classifier,
-            }
-            for seeds in heads
-        ]
-        + [{"name": NEIGHBOUR_DISTANCE, "seeds": [0], "trained": False, "reference": True}],
-        "training": {name: first.note[name] for name in ("steps", "batch", "lr")},
+        "heads": [*map(_entry, heads), REFERENCE],
+        "training": {
+            name: first.note[name] for name in ("steps", "batch", "lr", "loss", "keep", "holdout")
+        },
         "loss": loss,
     }
 
 
-def _best(rows: list["Row"]) -> str:
-    """Return a line per head with its R-AUROC averaged over the zero-shot sets."""
+def _entry(seeds: list["SavedHead"]) -> dict[str, Any]:
+    traits = {trait: getattr(seeds[0].head, trait) for trait in TRAITS}
+    traits |= {"mapped": _mapped(seeds)}
+    return {"name": seeds[0].name, "seeds": [saved.seed for saved in seeds]} | traits
+
+
+def _best(rows: list["Row"], heads: list[dict[str, Any]]) -> str:
+    """Return a line per head with its R-AUROC, and own R@1, averaged over the zero-shot sets."""
+    from askance.eval.figures import MARKS, marked
     from askance.eval.summary import AVERAGE, MEAN
 
-    lines = [
-        f"{row['head']:>20}  R-AUROC {row['value']:.3f} [{row['lower']:.3f}, {row['upper']:.3f}]"
-        for row in rows
-        if (row["set"], row["seed"], row["metric"]) == (AVERAGE, MEAN, "r_auroc")
-    ]
-    return "\n".join(["averaged over the zero-shot sets:", *lines])
+    means = [row for row in rows if (row["set"], row["seed"]) == (AVERAGE, MEAN)]
+    cells = {(row["metric"], row["head"]): row for row in means}
+    if not cells:
+        return "no average: no set is zero-shot"
+    recall = f"{cells['r1', '']['value']:.3f}"
+    lines = [f"averaged over the zero-shot sets (the frozen embedding's R@1 is {recall}):"]
+    for head in heads:
+        cell, own = cells["r_auroc", head["name"]], cells.get(("r1", head["name"]))
+        bounds = f"[{cell['lower']:.3f}, {cell['upper']:.3f}]"
+        line = f"{marked(head):>25}  R-AUROC {cell['value']:.3f} {bounds}"
+        lines.append(f"{line}  R@1 {own['value']:.3f}" if own else line)
+    used = [f"{mark} {said}" for mark, said in MARKS.items() if mark in "".join(lines)]
+    return "\n".join([*lines, *used])
 
 
 main = command(run)

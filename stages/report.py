@@ -18,7 +18,17 @@ import typer
 from jaxtyping import Float, Int
 from markupsafe import Markup
 
-from askance.eval.figures import Estimate, Point, dots, risk_coverage, styles, swatch
+from askance.eval.figures import (
+    COLORS,
+    MARKS,
+    Estimate,
+    Point,
+    dots,
+    marked,
+    risk_coverage,
+    styles,
+    swatch,
+)
 from askance.features.index import Index, read_index
 from askance.features.reader import image
 from askance.features.views import decode
@@ -88,7 +98,7 @@ def run(
     about = read_json(_there(results / "run.json"))
     cells = read_cells(_there(results / "table.parquet"))
     curves = read_json(_there(results / "curves.json"))
-    head, names = about["heads"][0]["name"], [each["name"] for each in about["sets"]]
+    head, names = main_head(about["heads"]), [each["name"] for each in about["sets"]]
     galleries = {name: read_gallery(results, data, name, head, pictures) for name in names}
     with atomic(results / "report.html") as temporary:
         temporary.write_text(page(about, cells, curves, galleries), encoding="utf-8")
@@ -99,25 +109,63 @@ def run(
 
 def page(run: Json, cells: Cells, curves: list[Json], galleries: dict[str, Gallery]) -> str:
     """Compose the page; its template, which also words the notes, is the only file read."""
-    heads = [head["name"] for head in run["heads"] if not head.get("reference")]
-    references = [head["name"] for head in run["heads"] if head.get("reference")]
+    main, labels = main_head(run["heads"]), {head["name"]: marked(head) for head in run["heads"]}
+    groups = grouped(run["heads"], cells)
+    heads, references = groups[0] + groups[1], groups[2]
+    strongest = sorted(heads, key=lambda head: (head != main, -_height(cells, head)))
+    styled = styles([labels[head] for head in strongest], [labels[head] for head in references])
+    looks = {labels[head]: styled[labels[head]] for head in heads + references}
     columns = [*galleries, "average"]
-    looks = styles(heads, references)
-    estimates = [Estimate(c, h, *cells["r_auroc", h, c][:3]) for c in columns for h in looks]
-    points = [Point(p["set"], p["head"], p["coverage"], p["risk"]) for p in curves]
+    estimates = [
+        Estimate(c, labels[h], *cells["r_auroc", h, c][:3]) for c in columns for h in labels
+    ]
+    points = [Point(p["set"], labels[p["head"]], p["coverage"], p["risk"]) for p in curves]
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     return PAGE.from_string(template).render(
         run=run,
+        about={head["name"]: head for head in run["heads"]},
+        main=main,
         heads=heads,
-        references=references,
+        groups=groups,
+        labels=labels,
+        marks={mark: said for mark, said in MARKS.items() if mark in "".join(labels.values())},
         cells=cells,
         columns=columns,
         best={column: best(cells, heads, column) for column in columns},
-        swatches={head: Markup(swatch(look)) for head, look in looks.items()},
-        dots=Markup(dots(estimates, looks, "R-AUROC by data set")),
-        panels=[Markup(risk_coverage(points, looks, name)) for name in galleries],
+        swatches={head: Markup(swatch(looks[label])) for head, label in labels.items()},
+        colored=strongest[: len(COLORS)],
+        grey=strongest[len(COLORS) :],
+        dots=[Markup(dots(estimates, looks, column)) for column in columns],
+        panels=[
+            Markup(risk_coverage(points, looks, name, 1 - cells["r1", "", name].value))
+            for name in galleries
+        ],
         galleries=galleries,
     )
+
+
+def main_head(heads: list[Json]) -> str:
+    """Return the head that the notes and pictures are about: the first asked for.
+
+    One with the neighbours of the frozen embedding, which are those pictured, comes before others.
+    """
+    own = [head for head in heads if not head.get("reference")]
+    return min(own, key=lambda head: head["mapped"])["name"]
+
+
+def grouped(heads: list[Json], cells: Cells) -> list[list[str]]:
+    """Return trained heads, untrained ones and references, the highest average R-AUROC first."""
+    ranked = sorted(heads, key=lambda head: -_height(cells, head["name"]))
+    return [
+        [head["name"] for head in ranked if head["trained"]],
+        [head["name"] for head in ranked if not head["trained"] and not head.get("reference")],
+        [head["name"] for head in ranked if head.get("reference")],
+    ]
+
+
+def _height(cells: Cells, head: str) -> float:
+    """Return the average R-AUROC, below all others where undefined."""
+    return float(np.nan_to_num(cells["r_auroc", head, "average"].value, nan=-1.0))
 
 
 def best(cells: Cells, heads: list[str], column: str) -> str | None:

@@ -578,7 +578,7 @@ def _(lab):
     yield ask("probe", store, folder / "a.probe.zarr")
     yield ask("retrieve", store, folder / "a.parquet")
     heads = ["--heads", "norm", "--seeds", 0]
-    yield ask("train", store, store, folder / "models", folder / "training.json", *heads)
+    yield ask("train", store, store, folder / "models", folder / "training", *heads)
     assert content(folder) == before
     lab.goes_on()
 

@@ -8,9 +8,12 @@ import pytest
 
 from askance.eval.figures import (
     COLORS,
+    GREY,
+    MARKS,
     Estimate,
     Point,
     dots,
+    marked,
     risk_coverage,
     styles,
     swatch,
@@ -45,15 +48,18 @@ def markers(svg, color):
 def lines(svg, color):
     paths = ElementTree.fromstring(svg).iter(f"{SVG}path")
     return [
-        path for path in paths if f"stroke: {color}" in path.get("style") and path.get("clip-path")
+        path
+        for path in paths
+        if f"stroke: {color}" in path.get("style", "") and path.get("clip-path")
     ]
 
 
 def charts():
     return [
+        dots(ESTIMATES, LOOKS, "emoji"),
         dots(ESTIMATES, LOOKS, HOSTILE),
-        risk_coverage(POINTS, LOOKS, "emoji"),
-        risk_coverage([], LOOKS, HOSTILE),
+        risk_coverage(POINTS, LOOKS, "emoji", 0.5),
+        risk_coverage([], LOOKS, HOSTILE, math.nan),
         *(swatch(look) for look in LOOKS.values()),
     ]
 
@@ -79,44 +85,63 @@ def test_every_id_is_used_and_every_use_has_its_id():
 
 
 def test_names_are_escaped_and_no_formula():
-    svg = risk_coverage([], LOOKS, HOSTILE)
+    svg = risk_coverage([], LOOKS, HOSTILE, 0.5)
     assert HOSTILE in texts(svg)
     assert f"Risk by coverage on {HOSTILE}" == ElementTree.fromstring(svg).get("aria-label")
+    svg = dots([], styles([HOSTILE]), HOSTILE)
+    assert texts(svg).count(HOSTILE) == 2  # the head, and the data set
+    assert f"R-AUROC on {HOSTILE}" == ElementTree.fromstring(svg).get("aria-label")
 
 
 def test_names_in_any_script_draw_without_a_warning():
-    assert "数字 🦉" in texts(dots([Estimate("数字 🦉", "ranking", 0.6, 0.5, 0.7)], LOOKS, "title"))
-
-
-def test_dots_draw_what_is_defined_only():
-    svg = dots(ESTIMATES, LOOKS, "title")
-    assert len(markers(svg, COLORS[0])) == 2
-    assert len(lines(svg, COLORS[0])) == 1
-    assert len(markers(svg, COLORS[1])) == 1
-    assert texts(svg)[-2:] == ["emoji", "digits"]
-
-
-def test_dots_stand_in_the_order_of_their_values():
-    svg = dots(
-        [Estimate("a", "ranking", v, math.nan, math.nan) for v in (0.5, 0.7, 0.4)], LOOKS, "t"
+    assert "数字 🦉" in texts(
+        dots([Estimate("数字 🦉", "ranking", 0.6, 0.5, 0.7)], LOOKS, "数字 🦉")
     )
-    x = [float(use.get("x")) for use in markers(svg, COLORS[0])]
-    assert x[2] < x[0] < x[1]
+
+
+def test_dots_draw_what_is_defined_on_their_own_set_only():
+    svg = dots(ESTIMATES, LOOKS, "emoji")
+    assert len(markers(svg, COLORS[0])) == len(markers(svg, COLORS[1])) == 1
+    assert len(lines(svg, COLORS[0])) == len(lines(svg, COLORS[1])) == 1
+    svg = dots(ESTIMATES, LOOKS, "digits")
+    assert (len(markers(svg, COLORS[0])), len(lines(svg, COLORS[0]))) == (1, 0)
+    assert (len(markers(svg, COLORS[1])), len(lines(svg, COLORS[1]))) == (0, 0)
+
+
+def test_dots_name_every_head_and_the_data_set():
+    svg = dots(ESTIMATES, LOOKS, "digits")
+    assert [text for text in texts(svg) if text[0].isalpha()] == [
+        "R-AUROC (0.5: a coin)",
+        "ranking",
+        "entropy",
+        "neighbour-distance",
+        "digits",
+    ]
+
+
+def test_dots_stand_in_the_order_of_their_values_in_the_same_range_on_all_sets():
+    values = {"a": 0.5, "b": 0.7, "c": 0.4}
+    estimates = [Estimate(g, "ranking", v, math.nan, math.nan) for g, v in values.items()]
+    uses = [markers(dots(estimates, LOOKS, group), COLORS[0]) for group in values]
+    assert [len(use) for use in uses] == [1, 1, 1]
+    a, b, c = (float(use[0].get("x")) for use in uses)
+    assert c < a < b
+    assert (b - a) / (a - c) == pytest.approx(2, rel=1e-4)
 
 
 def test_risk_coverage_draws_the_curves_of_its_own_set_only():
-    svg = risk_coverage(POINTS, LOOKS, "emoji")
+    svg = risk_coverage(POINTS, LOOKS, "emoji", 0.5)
     assert len(lines(svg, COLORS[0])) == 1
     assert len(lines(svg, COLORS[1])) == 1
     other = [Point("digits", "ranking", 0.5, 0.1)]
-    assert risk_coverage(POINTS + other, LOOKS, "emoji") == svg
-    assert not lines(risk_coverage(other, LOOKS, "emoji"), COLORS[0])
+    assert risk_coverage(POINTS + other, LOOKS, "emoji", 0.5) == svg
+    assert not lines(risk_coverage(other, LOOKS, "emoji", 0.5), COLORS[0])
 
 
 def test_risk_coverage_leaves_out_undefined_risks_and_sorts_by_coverage():
     points = [Point("emoji", "ranking", c, r) for c, r in ((1, 0.5), (0.5, None), (0.2, 0.1))]
     path = lines(
-        risk_coverage([*points, Point("emoji", "ranking", 0.7, math.nan)], LOOKS, "emoji"),
+        risk_coverage([*points, Point("emoji", "ranking", 0.7, math.nan)], LOOKS, "emoji", 0.5),
         COLORS[0],
     )
     x = [float(x) for x in re.findall(r"[ML] ([\d.]+)", path[0].get("d"))]
@@ -131,8 +156,40 @@ def test_heads_differ_in_colour_and_in_marker():
     assert looks["head0"].width > looks["head1"].width
 
 
-def test_more_heads_than_colours_begin_again():
-    assert len(styles([f"head{number}" for number in range(20)])) == 20
+def heights(path):
+    return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path.get("d"))]
+
+
+@pytest.mark.parametrize(("level", "above"), [(0.4, True), (0.2, False)])
+def test_the_level_line_is_where_it_is_asked_for(level, above):
+    points = [Point("a", "ranking", c, 0.3) for c in (0.5, 1.0)]
+    svg = risk_coverage(points, LOOKS, "a", level)
+    (line,) = (p for p in lines(svg, "currentColor") if "stroke-opacity: 0.4" in p.get("style"))
+    (curve,) = lines(svg, COLORS[0])
+    assert len(set(heights(line))) == 1
+    assert (heights(line)[0] < heights(curve)[0]) == above  # y grows downwards
+
+
+def test_more_heads_than_colours_are_grey_and_lie_below():
+    looks = styles([f"head{number}" for number in range(20)], ["reference"])
+    assert [look.color for look in looks.values()][5:8] == [COLORS[5], GREY, GREY]
+    assert looks["head19"] == looks["head6"]
+    assert looks["reference"].color not in (*COLORS, GREY)
+    points = [Point("a", head, c, 0.3) for head in looks for c in (0.5, 1.0)]
+    svg = risk_coverage(points, looks, "a", 0.5)
+    assert len(lines(svg, GREY)) == 14
+    assert svg.rindex(GREY) < min(svg.index(f"stroke: {color}") for color in COLORS)
+    assert max(COLORS, key=lambda color: svg.index(f"stroke: {color}")) == COLORS[0]
+
+
+@pytest.mark.parametrize(
+    ("of_backbone", "mapped", "shown"),
+    [(False, False, "elk"), (True, False, "elk †"), (True, True, "elk †‡"), (False, True, "elk ‡")],
+)
+def test_names_carry_the_marks_that_are_explained(of_backbone, mapped, shown):
+    assert marked({"name": "elk", "of_backbone": of_backbone, "mapped": mapped}) == shown
+    assert MARKS["†"].endswith("; not the published row")
+    assert "own linear map" in MARKS["‡"]
 
 
 def test_importing_does_not_load_matplotlib():

@@ -21,10 +21,10 @@ BACKBONE = {
 
 
 def saved_head(name: str = "ranking") -> tuple[SavedHead, Setup]:
-    torch.manual_seed(0)
-    setup = Setup(6, 8, 2, torch.randn(3, 6), torch.randn(3))
+    torch.manual_seed(1)
+    setup = Setup(8, 8, 2, torch.randn(3, 8), torch.randn(3))
     head = HEADS[name](setup)
-    scale = quantiles(head.uncertainty(torch.randn(500, 6)))
+    scale = quantiles(head.uncertainty(torch.randn(500, 8)))
     return SavedHead(name, 3, head, scale, BACKBONE, {"steps": 10}), setup
 
 
@@ -33,7 +33,7 @@ def test_a_head_read_back_gives_the_same_uncertainties(tmp_path, name):
     saved, setup = saved_head(name)
     save(tmp_path / "head.safetensors", saved, setup)
     back = load(tmp_path / "head.safetensors")
-    embedding = torch.randn(20, 6)
+    embedding = torch.randn(20, 8)
     torch.testing.assert_close(back.head.uncertainty(embedding), saved.head.uncertainty(embedding))
     np.testing.assert_array_equal(back.quantiles, saved.quantiles)
     assert (back.name, back.seed, back.backbone, back.note) == (name, 3, BACKBONE, {"steps": 10})
@@ -41,7 +41,7 @@ def test_a_head_read_back_gives_the_same_uncertainties(tmp_path, name):
 
 def test_a_head_takes_float16_embeddings_as_they_are_stored():
     saved, _ = saved_head()
-    assert saved.head.uncertainty(torch.randn(4, 6).half()).dtype == torch.float32
+    assert saved.head.uncertainty(torch.randn(4, 8).half()).dtype == torch.float32
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
@@ -74,7 +74,7 @@ def test_a_scale_of_infinite_uncertainties_is_refused():
 def test_a_head_whose_card_or_tensors_do_not_fit_is_refused(tmp_path):
     from safetensors.torch import save_file
 
-    for card in ({}, {"head": "ranking", "dim": 6, "width": 8, "depth": 2}):
+    for card in ({}, {"head": "ranking", "dim": 8, "width": 8, "depth": 2}):
         text = json.dumps({"format": "askance-head/1", **card})
         save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"askance": text})
         with pytest.raises(ValueError, match="expected a whole head in .*x.safetensors"):

@@ -1,6 +1,5 @@
 """Schedule, optimiser and a whole short training against the original program's numbers."""
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,44 @@ from askance.heads.fit import (
     EPOCHS,
     WARM_UP,
     WARM_UP_FROM,
+    Trainee,
+    Training,
     cosine,
-    fit,
     optimiser,
     paper_schedule,
     peak_rate,
-    shuffled,
 )
-from askance.heads.head import Setup
+from askance.heads.head import Batch, Head, Setup
+from askance.heads.resume import State
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "heads.npz")
 
 
-def small_head(dim: int = 8, width: int = 16):
-    return HEADS["ranking"](Setup(dim, width, 2, torch.zeros(2, dim), torch.zeros(2)))
+SETUP = Setup(8, 16, 2, torch.zeros(2, 8), torch.zeros(2))
+
+
+def small_head():
+    return HEADS["ranking"](SETUP)
+
+
+def batches(count: int, rows: int = 32, seed: int = 0) -> list[Batch]:
+    """Draw batches whose loss is exp of the embedding's first number."""
+    random = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(rows, 8, generator=random) for _ in range(count)]
+    return [Batch(x, x[:, 0].exp(), torch.zeros(rows, dtype=torch.long)) for x in drawn]
+
+
+def training(names=("ranking",), seeds=(0,), steps=40, lr=3e-3, bfloat16=False) -> Training:
+    return Training(names, seeds, SETUP, paper_schedule(steps, lr), bfloat16=bfloat16)
+
+
+def weights(head: Head) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in head.state_dict().values()])
+
+
+def by_spread(head: Head) -> float:
+    """Score a head by how much its answers differ."""
+    return float(head.uncertainty(batches(1, seed=9)[0].embedding).std())
 
 
 def test_schedule_equals_the_papers_460_epochs():
@@ -66,7 +89,11 @@ def test_training_follows_the_originals_trajectory():
         loss.view(4, 11, 8)[:, :8].reshape(8, 32),
     )
     rates = np.repeat(golden["lrs"], 2)
-    history = fit(head, zip(x, loss, strict=True), lambda step: float(rates[step]))
+    trainee, column = Trainee(head, seed=0), torch.zeros(32, dtype=torch.long)
+    history = [
+        trainee.step(Batch(x[i], loss[i], column), i, float(rate)).item()
+        for i, rate in enumerate(rates)
+    ]
     theirs = golden["losses"].reshape(4, 11)[:, :8].reshape(8, 4).mean(axis=1)
     np.testing.assert_allclose(history, theirs, rtol=1e-4)
     for key, name in zip(keys, names, strict=True):
@@ -74,44 +101,100 @@ def test_training_follows_the_originals_trajectory():
         torch.testing.assert_close(head.state_dict()[key], final, rtol=1e-4, atol=1e-6)
 
 
-def test_shuffled_batches_hold_every_row_once_before_any_twice():
-    rows = torch.arange(10.0)
-    batches = list(islice(shuffled(rows[:, None], rows, 5, 4, seed=0), 4))
-    for epoch in (batches[:2], batches[2:]):
-        seen = torch.cat([loss for _, loss in epoch])
-        torch.testing.assert_close(seen.sort().values, rows)
-    for embedding, loss in batches:
-        torch.testing.assert_close(embedding[:, 0], loss)
-
-
-def test_training_is_the_same_for_the_same_seed_and_another_for_another():
-    embedding, loss = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), torch.rand(64)
-
-    def train(seed: int) -> list[float]:
-        torch.manual_seed(seed)
-        return fit(small_head(), shuffled(embedding, loss, 16, 12, seed), paper_schedule(12, 1e-3))
-
-    assert train(1) == train(1)
-    assert train(1) != train(2)
-
-
-def test_fewer_rows_than_a_batch_are_refused():
-    with pytest.raises(ValueError, match="expected at least train.batch=8 rows, got 4"):
-        next(shuffled(torch.ones(4, 2), torch.ones(4), 8, 1, seed=0))
+def test_training_is_the_same_for_the_same_seed_whatever_else_is_trained():
+    alone, among = training(seeds=[1]), training(["squared", "ranking"], seeds=[0, 1])
+    for batch in batches(12):
+        alone.step(batch, None, (0,))
+        among.step(batch, None, (0,))
+    torch.testing.assert_close(
+        weights(among.head("ranking", 1)), weights(alone.head("ranking", 1)), rtol=0, atol=0
+    )
+    assert not torch.equal(weights(among.head("ranking", 0)), weights(among.head("ranking", 1)))
 
 
 def test_head_learns_an_order_that_can_be_learnt():
-    torch.manual_seed(0)
-    embedding = torch.randn(512, 8)
-    loss = embedding[:, 0].exp()
-    head = small_head()
-    history = fit(head, shuffled(embedding, loss, 64, 300, seed=0), paper_schedule(300, 3e-3))
-    assert history[0] == pytest.approx(0.1, abs=0.02)
-    assert np.mean(history[-20:]) < 0.02
+    run = training(steps=300)
+    means = []
+    for number, batch in enumerate(batches(300, rows=64)):
+        run.step(batch, None, (0,))
+        if number in (0, 279, 299):
+            means.append(run.objectives()["ranking"])
+    assert means[0] == pytest.approx(0.1, abs=0.02)
+    assert means[-1] < 0.02
 
 
-def test_a_diverging_training_stops_with_its_step():
-    loss = torch.full((8,), torch.nan)
-    head = HEADS["squared"](Setup(8, 4, 1, torch.zeros(2, 8), torch.zeros(2)))
-    with pytest.raises(ValueError, match="expected a finite objective, got nan at step 0"):
-        fit(head, [(torch.ones(8, 8), loss)], lambda _: 1e-3)
+def test_bfloat16_learns_the_same_up_to_its_rounding():
+    exact, rounded = training(), training(bfloat16=True)
+    for batch in batches(40):
+        exact.step(batch, None, (0,))
+        rounded.step(batch, None, (0,))
+    assert rounded.objectives()["ranking"] == pytest.approx(exact.objectives()["ranking"], rel=0.05)
+    assert {p.dtype for p in rounded.head("ranking", 0).parameters()} == {torch.float32}
+
+
+def test_an_objective_that_is_not_finite_stops_with_head_seed_step_and_blocks():
+    run = training(["ranking", "squared"], seeds=[0, 7])
+    run.step(batches(1)[0], None, (3, 1))
+    bad = batches(1)[0]._replace(loss=torch.full((32,), torch.nan))
+    run.step(bad, None, (4, 2))
+    message = (
+        "got nan for squared \\(seed 0\\) at step 1, on rows of the blocks 4, 2: lower train.lr"
+    )
+    with pytest.raises(ValueError, match=message):
+        run.objectives()
+
+
+def test_the_best_is_kept_and_the_earliest_of_equals():
+    run, scores = training(), iter([0.6, 0.8, 0.7, 0.8])
+    states = []
+    for batch in batches(4):
+        run.step(batch, None, (0,))
+        states.append(weights(run.head("ranking", 0)))
+        run.validate(lambda _: next(scores))
+    best = run.best["ranking", 0]
+    assert (best.score, best.step) == (0.8, 2)
+    torch.testing.assert_close(weights(run.kept("ranking", 0)), states[1], rtol=0, atol=0)
+
+
+def test_where_no_score_is_defined_the_last_is_kept():
+    run = training()
+    for batch in batches(3):
+        run.step(batch, None, (0,))
+        run.validate(lambda _: float("nan"))
+    assert run.best["ranking", 0].step == 3
+
+
+@pytest.mark.parametrize("stop", [1, 7, 20])
+def test_a_training_goes_on_from_its_state_bit_by_bit(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr("askance.heads.resume.SAVE_EVERY", 0)
+    stream = batches(20)
+
+    def go(run: Training, last: int) -> Training:
+        for batch in stream[run.done : last]:
+            run.step(batch, None, (0,))
+            run.validate(by_spread)
+        return run
+
+    whole = go(training(["ranking", "squared"], seeds=[0, 1]), 20)
+    broken = go(training(["ranking", "squared"], seeds=[0, 1]), stop)
+    history = [{"step": stop, "objective": broken.objectives()}]
+    State(tmp_path / "state", ["data"]).save(broken, history)
+    again = training(["ranking", "squared"], seeds=[0, 1])
+    assert State(tmp_path / "state", ["data"]).restore(again) == history
+    go(again, 20)
+    for name in ("ranking", "squared"):
+        for seed in (0, 1):
+            for one, other in ((again.head, whole.head), (again.kept, whole.kept)):
+                assert torch.equal(weights(one(name, seed)), weights(other(name, seed)))
+            assert again.best[name, seed].step == whole.best[name, seed].step
+
+
+def test_a_state_of_something_else_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("askance.heads.resume.SAVE_EVERY", 0)
+    run = training()
+    run.step(batches(1)[0], None, (0,))
+    run.validate(by_spread)
+    State(tmp_path / "state", ["data"]).save(run, [])
+    fresh = training()
+    assert State(tmp_path / "state", ["other data"]).restore(fresh) == []
+    assert fresh.done == 0

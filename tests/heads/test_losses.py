@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from askance.heads.catalogue import HEADS, find
 from askance.heads.entropy import entropy
-from askance.heads.head import Setup
+from askance.heads.head import Batch, Setup
 from askance.heads.ranking import ranking_loss
 from askance.heads.squared import Squared
 
@@ -52,7 +52,7 @@ def test_squared_loss_equals_the_original_with_frozen_classifier():
 
     head = Given(setup(dim=1))
     uncertainty = tensor("losspred.unc").requires_grad_()
-    loss = head.objective(uncertainty[:, None], tensor("losspred.per_sample_ce_inv1"))
+    loss = head.objective(batch(uncertainty[:, None], tensor("losspred.per_sample_ce_inv1")))
     loss.backward()
     torch.testing.assert_close(loss.detach(), tensor("losspred.l2_frozen.loss"), rtol=1e-6, atol=0)
     torch.testing.assert_close(uncertainty.grad, tensor("losspred.l2_frozen.grad_unc"))
@@ -83,6 +83,10 @@ def test_ranking_loss_of_a_constant_is_the_margin():
 def test_ranking_loss_refuses_an_odd_batch():
     with pytest.raises(ValueError, match="expected an even batch, whose rows form pairs, got 3"):
         ranking_loss(torch.ones(3), torch.ones(3))
+
+
+def batch(embedding: torch.Tensor, loss: torch.Tensor) -> Batch:
+    return Batch(embedding, loss, torch.zeros(len(loss), dtype=torch.long))
 
 
 def setup(dim: int, classes: int = 5, width: int = 5) -> Setup:
@@ -123,7 +127,7 @@ def test_head_has_the_papers_number_of_parameters(dim, parameters):
 def test_gradient_never_reaches_the_embedding():
     embedding = torch.randn(4, 6, requires_grad=True)
     head = HEADS["ranking"](setup(dim=6))
-    head.objective(embedding, torch.rand(4)).backward()
+    head.objective(batch(embedding, torch.rand(4))).backward()
     assert embedding.grad is None
     assert all(p.grad is not None for p in head.parameters())
 

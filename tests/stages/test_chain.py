@@ -7,12 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from askance.eval.metrics import r_auroc
 from askance.features.store import FeatureStore
 from askance.heads.checkpoint import load
 from askance.stages import evaluate, prepare, probe, report, retrieve, train
 
-HEADS = ["ranking", "squared", "entropy", "maxprob", "norm"]
+HEADS = ["ranking", "squared", "entropy", "maxprob", "norm", "infonce"]
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +42,28 @@ def run_from_probe(root, folds=3, heads=HEADS, **options):
         stores / "upstream.zarr",
         stores / "upstream.probe.zarr",
         root / "models",
-        root / "results" / "training.json",
+        root / "results" / "training",
         **options,
     )
     run_evaluate(root)
 
 
-def run_evaluate(root, sets=("seen", "new"), upstream=("seen",)):
+def run_evaluate(root, sets=("seen", "new"), upstream=("seen",), models=None, results=None):
     stores = root / "stores"
     evaluate.run(
-        root / "models",
+        models or root / "models",
         stores / "upstream.probe.zarr",
         stores,
         root / "neighbours",
-        root / "results",
+        results or root / "results",
         sets=list(sets),
         upstream=list(upstream),
         resamples=50,
     )
 
 
-def rows(root):
-    table = pq.read_table(root / "results" / "table.parquet").to_pylist()
+def rows(results):
+    table = pq.read_table(results / "table.parquet").to_pylist()
     return {(r["metric"], r["head"], r["set"], r["seed"]): r for r in table}
 
 
@@ -105,6 +108,8 @@ def test_every_head_and_seed_is_saved_with_its_scale(chain):
     names = sorted(path.stem for path in (chain / "models").iterdir())
     assert names == [
         "entropy-0",
+        "infonce-0",
+        "infonce-1",
         "maxprob-0",
         "norm-0",
         "ranking-0",
@@ -126,7 +131,7 @@ def test_training_twice_gives_the_same_heads(chain, tmp_path):
 
 
 def test_the_table_holds_what_the_definitions_say(chain):
-    table = rows(chain)
+    table = rows(chain / "results")
     queries = pq.read_table(chain / "results" / "queries" / "new.parquet")
     u, hit = queries["uncertainty/ranking/1"].to_numpy(), queries["hit"].to_numpy()
     pairs = [(a > b) + (a == b) / 2 for a in u[~hit] for b in u[hit]]
@@ -145,19 +150,114 @@ def test_the_table_holds_what_the_definitions_say(chain):
     np.testing.assert_allclose(distance, 1 - queries["similarity"].to_numpy())
 
 
+def hits_of(store, embedding):
+    unit = torch.nn.functional.normalize(torch.from_numpy(embedding).double(), dim=1)
+    nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1).numpy()
+    return store.labels == store.labels[nearest]
+
+
+def remapped(root, folder, maps):
+    """Return the results with the maps of infonce changed, seed by seed."""
+    (folder / "models").mkdir(parents=True)
+    for path in (root / "models").iterdir():
+        tensors = load_file(path)
+        if path.stem.startswith("infonce"):
+            tensors["head.map.weight"] = maps[int(path.stem[-1])]
+        with safe_open(path, "pt") as file:
+            save_file(tensors, folder / "models" / path.name, file.metadata())
+    run_evaluate(root, models=folder / "models", results=folder / "results")
+    return folder / "results"
+
+
+def test_a_head_that_maps_answers_for_the_neighbours_of_its_own_map(chain, tmp_path):
+    maps = {seed: torch.randn(64, 64, generator=torch.manual_seed(seed)) for seed in (0, 1)}
+    results = remapped(chain, tmp_path, maps)
+    table, store = rows(results), FeatureStore.open(chain / "stores" / "new.zarr")
+    queries = pq.read_table(results / "queries" / "new.parquet")
+    frozen, recalls = queries["hit"].to_numpy(), []
+    for seed, weight in maps.items():
+        hit = hits_of(store, store.embedding("plain") @ weight.numpy().T)
+        np.testing.assert_array_equal(queries[f"hit/infonce/{seed}"].to_numpy(), hit)
+        assert (hit != frozen).any()
+        u = queries[f"uncertainty/infonce/{seed}"].to_numpy()
+        assert table["r_auroc", "infonce", "new", seed]["value"] == r_auroc(u, hit)
+        assert table["r_auroc", "infonce", "new", seed]["value"] != r_auroc(u, frozen)
+        assert table["r1", "infonce", "new", seed]["value"] == hit.mean()
+        recalls.append(hit.mean())
+    mean = table["r1", "infonce", "new", -1]
+    assert (mean["value"], mean["sd"]) == (np.mean(recalls), np.std(recalls, ddof=1))
+    assert table["r1", "infonce", "average", -1]["value"] == mean["value"]
+    assert table["r1", "", "new", -1]["value"] == frozen.mean()
+    assert "hit/ranking/0" not in queries.column_names
+
+
+def test_a_map_that_keeps_angles_keeps_the_numbers_of_the_frozen_embedding(chain, tmp_path):
+    turn, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.manual_seed(0)))
+    results = remapped(chain, tmp_path, [3 * turn.contiguous()] * 2)
+    queries = pq.read_table(results / "queries" / "new.parquet")
+    assert queries["hit/infonce/1"].to_pylist() == queries["hit"].to_pylist()
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert metrics["r1"]["infonce"] == metrics["r1"]["backbone"]
+    assert metrics["r_auroc"]["infonce"] == metrics["r_auroc"]["norm"]  # of a third the lengths
+
+
+def test_the_run_says_which_heads_are_variants_and_which_map(chain):
+    heads = {
+        h["name"]: h for h in json.loads((chain / "results" / "run.json").read_text())["heads"]
+    }
+    assert [name for name, head in heads.items() if head["of_backbone"]] == [
+        "squared",
+        "entropy",
+        "infonce",
+    ]
+    assert [name for name, head in heads.items() if head["mapped"]] == ["infonce"]
+
+
+def test_the_printed_averages_are_marked(chain, capsys):
+    run_evaluate(chain)
+    printed = capsys.readouterr()
+    lines = {line.split("  R-AUROC")[0].strip(): line for line in printed.out.splitlines()}
+    assert [*lines][1:8] == [
+        "ranking",
+        "squared †",
+        "entropy †",
+        "maxprob",
+        "norm",
+        "infonce †‡",
+        "neighbour-distance",
+    ]
+    own = rows(chain / "results")["r1", "infonce", "average", -1]["value"]
+    assert lines["infonce †‡"].endswith(f"  R@1 {own:.3f}")
+    assert "R@1" not in lines["squared †"]
+    assert "\n† frozen-backbone variant: " in printed.out
+    assert (
+        "\n‡ its neighbours, and so hits, R@1, R-AUROC and AURC, are those of its own"
+        in printed.out
+    )
+    assert "evaluate: 14/14 head-sets" in printed.err
+
+
+def test_without_a_zero_shot_set_there_is_no_average(chain, tmp_path, capsys):
+    run_evaluate(chain, sets=["seen"], results=tmp_path)
+    assert capsys.readouterr().out == "no average: no set is zero-shot\n"
+
+
 def test_metrics_are_plain_nested_json(chain):
     metrics = json.loads((chain / "results" / "metrics.json").read_text())
     plain = {"r1", "r_auroc", "aurc", "crop_win", "auroc_classification", "spearman_loss"}
-    assert set(metrics) == plain | {f"{name}_sd" for name in plain - {"r1"}}
+    assert set(metrics) == plain | {f"{name}_sd" for name in plain}
     assert set(metrics["r_auroc"]) == {*HEADS, "neighbour-distance"}
+    assert set(metrics["r1"]) == {"backbone", "infonce"}
+    assert set(metrics["r1_sd"]) == {"infonce"}
     assert set(metrics["r_auroc"]["ranking"]) == {"seen", "new", "average"}
 
 
 def test_the_page_is_written(chain):
     report.run(chain / "results", chain / "data")
     page = (chain / "results" / "report.html").read_text()
-    value = rows(chain)["r_auroc", "ranking", "new", -1]["value"]
-    assert f"{value:.2f}".lstrip("0") in page
+    table = rows(chain / "results")
+    assert f"{table['r_auroc', 'ranking', 'new', -1]['value']:.2f}" in page
+    assert f"R@1 {table['r1', 'infonce', 'new', -1]['value']:.2f}" in page
 
 
 def test_a_store_of_another_backbone_is_refused_by_the_heads(chain, tmp_path, extract, checkpoint):
@@ -194,7 +294,7 @@ def test_losses_of_another_store_are_refused(chain, tmp_path, make_set, extract)
             store,
             chain / "stores" / "upstream.probe.zarr",
             tmp_path / "m",
-            tmp_path / "t.json",
+            tmp_path / "curves",
             heads=["ranking"],
             seeds=[0],
         )
@@ -313,7 +413,7 @@ def test_a_class_of_the_upstream_set_is_not_zero_shot(tmp_path, make_set, extrac
         stores / "up.zarr",
         stores / "p.zarr",
         tmp_path / "m",
-        tmp_path / "t.json",
+        tmp_path / "curves",
         heads=["norm"],
         seeds=[0],
     )

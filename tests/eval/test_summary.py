@@ -1,0 +1,166 @@
+"""Laws and failures of the table of metrics, with hits that all heads share and with own ones."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from askance.eval import metrics
+from askance.eval.intervals import interval, resample, weighted_aurc, weighted_r_auroc
+from askance.eval.summary import Queries, Scores, average, curve, nested, summarise
+
+RNG = np.random.default_rng(0)
+HIT = np.array([True, True, False, True, False, False, True, True])
+OWN = np.array([HIT[::-1], ~HIT, np.roll(HIT, 3)])
+UNCERTAINTY = RNG.normal(size=(3, 8)).round(1)
+QUERIES = Queries("new", HIT)
+OWNER = Scores("infonce", [0, 1, 2], UNCERTAINTY, None, OWN)
+
+
+def cells(rows):
+    return {(row["metric"], row["head"], row["seed"]): row for row in rows}
+
+
+def summary_of(*heads, queries=QUERIES):
+    return summarise(queries, heads, 40)
+
+
+def test_own_hits_replace_those_of_the_set_seed_by_seed():
+    found = cells(summary_of(OWNER).rows)
+    for seed, (u, hit) in enumerate(zip(UNCERTAINTY, OWN, strict=True)):
+        assert found["r_auroc", "infonce", seed]["value"] == metrics.r_auroc(u, hit)
+        assert found["r_auroc", "infonce", seed]["value"] != metrics.r_auroc(u, HIT)
+        assert found["aurc", "infonce", seed]["value"] == metrics.aurc(u, hit)
+        assert found["r1", "infonce", seed]["value"] == hit.mean()
+    recalls = OWN.mean(axis=1)
+    mean = found["r1", "infonce", -1]
+    assert (mean["value"], mean["sd"]) == (recalls.mean(), recalls.std(ddof=1))
+    assert found["r1", "", -1]["value"] == HIT.mean()
+
+
+@given(arrays(np.float64, (2, 9), elements=st.integers(-3, 3).map(float)), arrays(bool, 9))
+def test_own_hits_that_equal_those_of_the_set_change_nothing(uncertainty, hit):
+    shared = Scores("a", [4, 7], uncertainty, uncertainty[::-1])
+    own = dataclasses.replace(shared, hit=np.stack([hit, hit]))
+    queries = Queries("new", hit, ~hit, np.arange(9.0))
+    without, given = (summarise(queries, [head], 20) for head in (shared, own))
+    rest = [row for row in given.rows if row["head"] == "" or row["metric"] != "r1"]
+    np.testing.assert_equal(rest, without.rows)
+    np.testing.assert_array_equal(given.replicates["a"], without.replicates["a"])
+    np.testing.assert_equal(curve(queries, own), curve(queries, shared))
+
+
+@pytest.mark.parametrize(
+    ("metric", "weighted"), [("r_auroc", weighted_r_auroc), ("aurc", weighted_aurc)]
+)
+def test_the_interval_of_own_hits_is_of_the_mean_over_seeds_on_the_same_draws(metric, weighted):
+    runs = zip(UNCERTAINTY, OWN, strict=True)
+    drawn = np.mean([resample(weighted, u[None], hit, 40, "new") for u, hit in runs], axis=0)
+    mean = cells(summary_of(OWNER).rows)[metric, "infonce", -1]
+    assert (mean["lower"], mean["upper"]) == interval(drawn)
+
+
+def test_a_curve_of_own_hits_ends_at_their_own_risk():
+    end = curve(QUERIES, OWNER)[-1]
+    assert end["coverage"] == 1
+    assert end["risk"] == pytest.approx(1 - OWN.mean())
+    risks = [metrics.risk_coverage(u, h)[1] for u, h in zip(UNCERTAINTY, OWN, strict=True)]
+    points = [point["risk"] for point in curve(QUERIES, OWNER)]
+    np.testing.assert_array_equal(points, np.mean(risks, axis=0))
+
+
+def test_one_seed_without_a_miss_is_undefined_with_its_reason_and_so_is_the_mean():
+    hit = OWN.copy()
+    hit[1] = True
+    found = cells(summary_of(dataclasses.replace(OWNER, hit=hit)).rows)
+    seeds = [found["r_auroc", "infonce", seed] for seed in (0, 1, 2)]
+    assert [math.isnan(row["value"]) for row in seeds] == [False, True, False]
+    assert [row["reason"] for row in seeds] == ["", "no miss among 8 queries", ""]
+    mean = found["r_auroc", "infonce", -1]
+    assert mean["reason"] == "seed 1: no miss among 8 queries"
+    assert all(math.isnan(mean[name]) for name in ("value", "lower", "upper", "sd"))
+    assert (found["aurc", "infonce", 1]["value"], found["aurc", "infonce", 1]["reason"]) == (0, "")
+    assert (found["r1", "infonce", 1]["value"], found["r1", "infonce", -1]["reason"]) == (1, "")
+
+
+def test_hits_that_all_seeds_share_give_one_reason():
+    heads = Scores("a", [0, 1], UNCERTAINTY[:2])
+    found = cells(summary_of(heads, queries=Queries("new", np.zeros(8, bool))).rows)
+    assert {found["r_auroc", "a", seed]["reason"] for seed in (-1, 0, 1)} == {
+        "no hit among 8 queries"
+    }
+    assert found["r1", "", -1]["reason"] == ""
+
+
+def test_without_a_query_all_is_undefined_with_a_reason():
+    none = np.empty((1, 0))
+    head = Scores("a", [0], none, none, np.empty((1, 0), bool))
+    found = summary_of(head, queries=Queries("new", np.empty(0, bool))).rows
+    assert {row["metric"] for row in found} == {"r1", "r_auroc", "aurc", "crop_win"}
+    assert all(math.isnan(row["value"]) and row["reason"] == "no query" for row in found)
+
+
+def test_only_the_seed_with_a_constant_score_has_no_rank_correlation():
+    scores = Scores("a", [0, 1], np.stack([UNCERTAINTY[0], np.ones(8)]))
+    found = cells(summary_of(scores, queries=Queries("new", HIT, ~HIT, np.arange(8.0))).rows)
+    reasons = [found["spearman_loss", "a", seed]["reason"] for seed in (0, 1, -1)]
+    assert reasons == ["", "constant", "seed 1: constant"]
+
+
+def test_averages_take_own_recall_seed_by_seed_over_the_zero_shot_sets():
+    other = dataclasses.replace(OWNER, hit=~OWN)
+    sets = [
+        summary_of(OWNER),
+        summary_of(other, queries=Queries("far", HIT)),
+        summary_of(OWNER, queries=Queries("seen", HIT, HIT, np.arange(8.0))),
+    ]
+    found = cells(average(sets))
+    assert [found["r1", "infonce", seed]["value"] for seed in (0, 1, 2, -1)] == [0.5] * 4
+    assert found["r1", "", -1]["value"] == HIT.mean()
+    drawn = np.mean([sets[0].replicates["infonce"], sets[1].replicates["infonce"]], axis=0)
+    mean = found["r_auroc", "infonce", -1]
+    assert (mean["lower"], mean["upper"]) == interval(drawn)
+
+
+def test_a_seed_undefined_on_one_set_is_undefined_on_average_and_the_others_are_not():
+    hit = OWN.copy()
+    hit[2] = False
+    sets = [
+        summary_of(OWNER),
+        summary_of(dataclasses.replace(OWNER, hit=hit), queries=Queries("far", HIT)),
+    ]
+    found = cells(average(sets))
+    assert [found["r_auroc", "infonce", seed]["reason"] for seed in (0, 1, 2, -1)] == [
+        "",
+        "",
+        "undefined on one of the sets",
+        "seed 2: undefined on one of the sets",
+    ]
+    assert math.isfinite(found["r_auroc", "infonce", 1]["value"])
+    assert math.isnan(found["r_auroc", "infonce", -1]["value"])
+
+
+def test_nested_numbers_keep_the_recall_of_the_backbone_beside_that_of_the_heads():
+    tree = nested(summary_of(OWNER, Scores("norm", [0], UNCERTAINTY[:1])).rows)
+    assert tree["r1"] == {
+        "backbone": {"new": 0.625},
+        "infonce": {"new": round(float(OWN.mean()), 4)},
+    }
+    assert set(tree["r1_sd"]) == {"infonce"}
+    assert set(tree["r_auroc"]) == {"infonce", "norm"}
+
+
+def test_heads_are_summarised_one_by_one_as_they_come():
+    events = []
+
+    def scored():
+        for name in "ab":
+            events.append(f"score {name}")
+            yield Scores(name, [0], UNCERTAINTY[:1])
+
+    summarise(QUERIES, scored(), 5, lambda count: events.append(count))
+    assert events == ["score a", 1, "score b", 1]
