@@ -93,7 +93,8 @@ def test_dvc_reads_metrics_and_plots(repository):
     assert "r_auroc.ranking.seen" in run(repository, "dvc metrics show")
     assert "r_auroc.ranking.seen" in run(repository, "dvc exp show --csv --no-pager")
     drawn = json.loads(run(repository, "dvc plots show --json"))["data"]
-    assert {"risk-coverage", "training"} <= set(drawn)
+    assert "risk-coverage" in drawn
+    assert any(name.endswith("r_auroc/ranking.tsv") for name in drawn)
     assert all(figure for plot in drawn.values() for figure in plot)
 
 

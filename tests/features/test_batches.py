@@ -163,6 +163,7 @@ def test_with_three_views_images_go_round_again_and_all_pairs_of_views_come(thre
     assert len(images) == 27
     assert sorted(images[:18]) == list(range(18))
     assert len(set(images[18:])) == 9
+    assert len({tuple(images[start : start + 9]) for start in (0, 9, 18)} | {tuple(range(9))}) == 4
     rows = [row for step in steps for row in identity(step.pairs)]
     views = Counter((a[1], b[1]) for a, b in zip(rows[::2], rows[1::2], strict=True))
     assert set(views) == {(a, b) for a in range(3) for b in range(3) if a != b}
@@ -319,13 +320,10 @@ def test_memory_that_is_told_to_do_does_and_a_byte_less_does_not(stores):
 @given(st.integers(0, 20_000))
 def test_more_memory_gives_larger_windows_up_to_all(stores, more):
     made = begin(stores, memory=least(stores) + more)
-    if made.ahead:
-        assert made.window >= 2
-        assert made.window - made.ahead in (0, 1)
-        held = (made.window + made.ahead) * 4 * 2 * (3 * 2 + batches.PER_ROW)
-        assert held <= least(stores) + more
-    else:
-        assert made.window == 8
+    rows, losses = (made.window + made.ahead) * 4 * 2, N * (2 * 4 + 8)
+    assert rows * (3 * 2 + batches.PER_ROW) + losses <= least(stores) + more
+    assert made.window >= 2
+    assert made.window - made.ahead in ((0, 1) if made.ahead else (8,))
 
 
 def refusal(message, both, **options):
