@@ -112,7 +112,13 @@ def about():
             for n, k in SETS.items()
         ],
         "heads": HEADS,
-        "training": {"steps": 600, "batch": 128, "lr": 0.0001, "loss": "cross-fitted", "holdout": 0.1},
+        "training": {
+            "steps": 600,
+            "batch": 128,
+            "lr": 0.0001,
+            "loss": "cross-fitted",
+            "holdout": 0.1,
+        },
         "loss": {"classifier": "fitted", "in_sample": 0.4, "cross_fitted": 1.2, "spearman": 0.9},
     }
 
