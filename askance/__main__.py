@@ -4,16 +4,28 @@ from typing import Annotated
 
 import typer
 
-from askance import __version__, doctor, plan, verify
-from askance.stages import evaluate, extract, prepare, probe, report, retrieve, train
+from askance import __version__, doctor, plan, select, threshold, verify
+from askance.stages import (
+    curate,
+    evaluate,
+    extract,
+    mix,
+    prepare,
+    probe,
+    report,
+    retrieve,
+    train,
+)
 
-STAGES = (prepare, extract, probe, retrieve, train, evaluate, report)
+STAGES = (prepare, extract, probe, retrieve, mix, train, evaluate, curate, report)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 for stage in STAGES:
     app.command(stage.__name__.rpartition(".")[2])(stage.main)
 app.command("doctor")(doctor.main)
 app.command("verify")(verify.main)
 app.command("plan")(plan.main)
+app.command("select")(select.main)
+app.command("threshold")(threshold.main)
 
 
 def _show_version(wanted: bool) -> None:

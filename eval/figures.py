@@ -44,8 +44,8 @@ class Style:
     width: float
 
 
-class Estimate(NamedTuple):
-    """One dot: a head's value on a data set, with its interval (NaN: none)."""
+class Dot(NamedTuple):
+    """A head's value on a data set, with its interval (NaN: none)."""
 
     group: str
     head: str
@@ -93,7 +93,7 @@ def swatch(style: Style) -> str:
     return _svg((0.36, 0.16), "", draw)
 
 
-def dots(estimates: Sequence[Estimate], looks: Mapping[str, Style], group: str) -> str:
+def dots(estimates: Sequence[Dot], looks: Mapping[str, Style], group: str) -> str:
     """Draw one data set's estimates: a line per head with a dot and a whisker, and one at a half.
 
     Undefined (NaN) estimates leave their line empty. All data sets have the same range.
@@ -150,14 +150,30 @@ def risk_coverage(
     return _svg((2.4, 2.0), f"Risk by coverage on {group}", draw)
 
 
-def _dot(axes: "Axes", y: int, estimate: Estimate, look: Style) -> None:
+def against(
+    places: Mapping[str, tuple[float, float]], looks: Mapping[str, Style], x: str, y: str
+) -> str:
+    """Draw a dot for each head at two of its numbers; heads that lack one are left out."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for head, look in looks.items():
+            if head in places:  # NaN has no place: nothing is drawn
+                axes.plot(*places[head], look.marker, color=look.color, ms=6, zorder=2 + look.width)
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid()
+
+    return _svg((2.6, 2.3), f"{y} against {x}", draw)
+
+
+def _dot(axes: "Axes", y: int, estimate: Dot, look: Style) -> None:
     if math.isfinite(estimate.lower) and math.isfinite(estimate.upper):
         axes.hlines(y, estimate.lower, estimate.upper, color=look.color, lw=1.6)
     if math.isfinite(estimate.value):
         axes.plot([estimate.value], [y], look.marker, color=look.color, ms=5)
 
 
-def _range(estimates: Sequence[Estimate]) -> tuple[float, float]:
+def _range(estimates: Sequence[Dot]) -> tuple[float, float]:
     numbers = [number for estimate in estimates for number in estimate[2:]]
     finite = [number for number in numbers if math.isfinite(number)]
     return min([0.4, *finite]) - 0.015, max([0.6, *finite]) + 0.015

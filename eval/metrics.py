@@ -1,175 +1,278 @@
 """Metrics: how well an uncertainty foretells errors.
 
-Comes in: uncertainties (larger is less certain) and hits, one each per query. Goes out: float64
-numbers and curves. All depend on the order of the uncertainties alone; what is undefined is NaN.
+Comes in: numpy arrays or torch tensors, one row per query; uncertainties are larger where less
+certain. Goes out: `Estimate`s, floats with their 95 % interval over queries; what is undefined is
+NaN with a reason. Ranks are exact in float64: only the order of the uncertainties counts.
 """
 
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+import pyarrow as pa
+from jaxtyping import Bool, Float64
+
+from askance.eval import influences
+from askance.eval.columns import Array, columns
+from askance.eval.estimates import Estimate, Z
+from askance.eval.ranks import check_finite
+
+QUANTILES = (10, 25, 50, 75, 90)  # per cent
 
 
-def check_finite(values: Float[np.ndarray, "..."]) -> None:
-    """Stop at values that have no rank.
+def hits(embedding: Array, label: Array) -> Bool[np.ndarray, " n"]:
+    """Return for each row whether the nearest other row has its label.
 
-    Raises:
-        ValueError: a value is NaN or infinite.
-    """
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        first = tuple(bad[0])
-        raise ValueError(
-            f"expected finite values, got {len(bad)} of {values.size} that are not, the first in"
-            f" row {first[-1]} ({values[first]}): a head that diverged can't be ranked"
-        )
-
-
-def midranks(values: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Rank from 1 (smallest) to n; tied values share the mean of their ranks.
+    Args:
+        embedding: (n, d) floats of any length and at least two rows.
+        label: (n,) integers.
 
     Raises:
-        ValueError: a value is NaN or infinite.
+        ValueError: fewer than two rows, a row that is not finite, or columns that don't match.
+
+    Source: recall at 1 of URL (arXiv 2307.03810, section 2); see `askance.eval.retrieval`.
 
     Example:
-        >>> midranks(np.array([0.3, 0.1, 0.3, 0.9]))
-        array([2.5, 1. , 2.5, 4. ])
+        >>> hits(np.array([[1.0, 0], [3, 4], [0, 2]]), np.array([5, 7, 7]))
+        array([False,  True,  True])
     """
-    check_finite(values)
-    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (count.cumsum() - (count - 1) / 2)[group]
+    from askance.eval.retrieval import neighbours
+
+    embedding, label = columns(embedding=embedding, label=label)
+    near = neighbours(embedding).row
+    return np.asarray(label[near] == label, bool)
 
 
-def auroc(score: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Return the chance that a random positive scores above a random negative, ties one half.
+def recall_at_1(embedding: Array, label: Array) -> Estimate:
+    """Return the share of rows whose nearest other row has their label, 0 to 1.
 
-    The area under the receiver operating characteristic, exact at any scale of the scores: from 0
-    over 0.5 (no better than a coin) to 1. NaN where positives or negatives are missing.
+    NaN for fewer than two rows. The interval takes rows for independent.
+
+    Args:
+        embedding: (n, d) floats.
+        label: (n,) integers.
 
     Raises:
-        ValueError: a score is NaN or infinite.
+        ValueError: a row is not finite, or columns don't match.
 
-    Source: Mann and Whitney 1947. The published program passes float32 scores outside 0 to 1
-        through a sigmoid, which ties large ones, and returns 0 where this is NaN.
-
-    Example:
-        >>> auroc(np.array([20.0, 40.0, 30.0]), np.array([False, True, True]))
-        1.0
+    Source: recall at 1 of URL (arXiv 2307.03810, section 2).
     """
-    ranks = midranks(score)
-    positives = int(positive.sum())
-    pairs = positives * (len(positive) - positives)
-    if not pairs:
-        return math.nan
-    return float(ranks[positive].sum() - positives * (positives + 1) / 2) / pairs
+    if len(columns(embedding=embedding, label=label)[0]) < 2:
+        return Estimate(math.nan, reason="no other row to retrieve")
+    return influences.share(hits(embedding, label)).estimate()
 
 
-def r_auroc(uncertainty: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"]) -> float:
+def r_auroc(uncertainty: Array, hit: Array) -> Estimate:
     """Return the chance that a random miss is more uncertain than a random hit, ties one half.
 
     From 0 over 0.5 (no better than a coin) to 1 (every miss is less certain than every hit). NaN
-    without a miss or without a hit: `undefined` says which. With the classifier's correctness for
-    `hit` it is the AUROC of classification.
+    without a miss or without a hit.
+
+    Args:
+        uncertainty: (n,) floats.
+        hit: (n,) booleans, such as `hits` returns.
 
     Raises:
-        ValueError: an uncertainty is NaN or infinite.
+        ValueError: an uncertainty is NaN or infinite, or columns don't match.
 
-    Source: URL benchmark (arXiv 2307.03810, section 2).
+    Source: URL benchmark (arXiv 2307.03810, section 2); the interval has the variance of DeLong et
+        al. 1988.
 
     Example:
         >>> r_auroc(np.array([0.1, 0.2, 0.2, 0.9]), np.array([True, True, False, False]))
-        0.875
+        0.875 (0.3463 to 0.9893)
     """
-    return auroc(uncertainty, ~hit)
+    uncertainty, hit = columns(uncertainty=uncertainty, hit=hit)
+    return influences.r_auroc(uncertainty, hit).estimate()
 
 
-def undefined(hit: Bool[np.ndarray, " n"]) -> str:
-    """Say why `r_auroc` is NaN for these hits; "" where it is not.
+def classification_auroc(uncertainty: Array, correct: Array) -> Estimate:
+    """Return the chance that a wrongly classified row is more uncertain than a right one.
 
-    Example:
-        >>> undefined(np.array([True, True]))
-        'no miss among 2 queries'
-    """
-    if not len(hit):
-        return "no query"
-    if hit.all() or not hit.any():
-        return f"no {'miss' if hit.all() else 'hit'} among {len(hit)} queries"
-    return ""
-
-
-def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
-    """Return the rank correlation, -1 to 1: Pearson's, of midranks. NaN where one is constant.
+    As `r_auroc`, with `correct`, (n,) booleans: the classifier named the row's class.
 
     Raises:
-        ValueError: a value is NaN or infinite.
+        ValueError: an uncertainty is NaN or infinite, or columns don't match.
 
-    Example:
-        >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([2.0, 9.0, 9.5]))
-        1.0
+    Source: URL benchmark (arXiv 2307.03810), `auroc_classification` of its program.
     """
-    a, b = midranks(first), midranks(second)
-    a, b = a - (len(a) + 1) / 2, b - (len(b) + 1) / 2
-    scale = math.sqrt((a @ a) * (b @ b))
-    return float(np.clip(a @ b / scale, -1, 1)) if scale else math.nan
+    uncertainty, correct = columns(uncertainty=uncertainty, correct=correct)
+    return influences.auroc(uncertainty, ~correct, ("wrong row", "correct row")).estimate()
 
 
-def risk_coverage(
-    uncertainty: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"]
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Return coverages i / n and the share of misses among the i most certain queries.
-
-    Each of a group of tied queries counts as the group's share of misses, which is the mean over
-    all orders of the group. No query: both are empty.
-
-    Raises:
-        ValueError: an uncertainty is NaN or infinite.
-
-    Source: Geifman et al. 2019 (arXiv 1805.08206, section 2); ties are ours.
-
-    Example:
-        >>> risk_coverage(np.array([0.2, 0.1, 0.2]), np.array([True, True, False]))[1]
-        array([0.        , 0.25      , 0.33333333])
-    """
-    check_finite(uncertainty)
-    _, group, count = np.unique(uncertainty, return_inverse=True, return_counts=True)
-    misses = np.bincount(group, weights=~hit, minlength=len(count))
-    accepted = np.arange(1, len(hit) + 1)
-    return accepted / len(hit), np.repeat(misses / count, count).cumsum() / accepted
-
-
-def aurc(uncertainty: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"]) -> float:
-    """Return the area under the risk-coverage curve: the mean risk over all n coverages.
-
-    From 0 (no miss) to 1 (no hit); smaller is better, and a useless uncertainty comes to the share
-    of misses. NaN without a query.
-
-    Raises:
-        ValueError: an uncertainty is NaN or infinite.
-
-    Source: Geifman et al. 2019 (arXiv 1805.08206, section 2).
-
-    Example:
-        >>> aurc(np.array([0.1, 0.2]), np.array([True, False]))
-        0.25
-    """
-    risk = risk_coverage(uncertainty, hit)[1]
-    return float(risk.mean()) if len(risk) else math.nan
-
-
-def crop_win_rate(plain: Float[np.ndarray, " n"], cropped: Float[np.ndarray, " n"]) -> float:
+def crop_win_rate(plain: Array, cropped: Array) -> Estimate:
     """Return the share of images that are less certain cropped than plain; a tie is no win.
 
     From 0 to 1; NaN without an image.
 
+    Args:
+        plain: (n,) uncertainties of the images.
+        cropped: (n,) uncertainties of crops of them.
+
     Raises:
-        ValueError: an uncertainty is NaN or infinite.
+        ValueError: an uncertainty is NaN or infinite, or columns don't match.
 
     Source: URL benchmark (arXiv 2307.03810), `croppedHasBiggerUnc` of its program.
 
     Example:
         >>> crop_win_rate(np.array([0.1, 0.2]), np.array([0.3, 0.2]))
-        0.5
+        0.5 (0.09453 to 0.9055)
     """
+    plain, cropped = columns(plain=plain, cropped=cropped)
     check_finite(plain)
     check_finite(cropped)
-    return float((plain < cropped).mean()) if len(plain) else math.nan
+    return influences.share(plain < cropped, "no image").estimate()
+
+
+def crop_correlation(cropped: Array, fraction: Array) -> Estimate:
+    """Return the rank correlation of a crop's certainty with how much of the image it shows.
+
+    From -1 to 1, larger is better; NaN where one is constant.
+
+    Args:
+        cropped: (n,) uncertainties of the crops.
+        fraction: (n,) floats, the crops' sides as fractions of the images'.
+
+    Raises:
+        ValueError: a value is NaN or infinite, or columns don't match.
+
+    Source: URL benchmark (arXiv 2307.03810), `rcorr_crop_unc` of its program.
+    """
+    cropped, fraction = columns(cropped=cropped, fraction=fraction)
+    return influences.spearman(-cropped, fraction).estimate()
+
+
+def human_correlation(uncertainty: Array, votes: Array) -> Estimate:
+    """Return the rank correlation of uncertainty with the entropy of people's votes, -1 to 1.
+
+    Rows without a vote are skipped. NaN where uncertainty or entropy is constant.
+
+    Args:
+        uncertainty: (n,) floats.
+        votes: (n, c) counts, how many people voted for each class.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite, a count negative, or columns don't match.
+
+    Source: URL benchmark (arXiv 2307.03810), `rcorr_entropy` of its program.
+    """
+    uncertainty, votes = _voted(uncertainty, votes)
+    return influences.spearman(uncertainty, vote_entropy(votes)).estimate()
+
+
+def dirac_auroc(uncertainty: Array, votes: Array) -> Estimate:
+    """Return the chance that an image people disagree on is more uncertain than an agreed one.
+
+    From 0 over 0.5 to 1. Rows without a vote are skipped. NaN where people agree on all, or none.
+
+    Args:
+        uncertainty: (n,) floats.
+        votes: (n, c) counts, how many people voted for each class.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite, a count negative, or columns don't match.
+
+    Source: Pretrained Visual Uncertainties (arXiv 2402.16569), which asks for a "Dirac" label.
+    """
+    uncertainty, votes = _voted(uncertainty, votes)
+    disputed = (votes > 0).sum(axis=1) > 1
+    return influences.auroc(uncertainty, disputed, ("disputed row", "agreed row")).estimate()
+
+
+def vote_entropy(votes: np.ndarray) -> Float64[np.ndarray, " n"]:
+    """Return the entropy of each row's votes, (n, c) counts of at least one, in nats.
+
+    Equal votes for other classes give equal entropies, to the last bit.
+    """
+    votes = np.sort(np.ascontiguousarray(votes), axis=1)  # so that sums have one order
+    portion = votes / votes.sum(axis=1, keepdims=True)
+    logarithm = np.log(portion, out=np.zeros_like(portion), where=portion > 0)
+    return -(portion * logarithm).sum(axis=1)
+
+
+def _voted(uncertainty: Array, votes: Array) -> list[np.ndarray]:
+    """Return the rows that have votes."""
+    uncertainty, votes = columns(uncertainty=uncertainty, votes=votes)
+    check_finite(uncertainty)
+    bad = np.flatnonzero(~((votes >= 0) & np.isfinite(votes)).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"expected counts of at least 0 in votes, got others in {len(bad)} rows, the first in"
+            f" row {bad[0]}: pass how many people voted for each class"
+        )
+    voted = (votes > 0).any(axis=1)
+    return [uncertainty[voted], votes[voted].astype(np.float64)]
+
+
+def quantiles(uncertainty: Array) -> dict[str, Estimate]:
+    """Return how uncertainties spread: min, q10, q25, q50, q75, q90, max, mean and iqr.
+
+    `iqr` is q75 - q25. Quantiles interpolate linearly; their intervals are order statistics, NaN
+    where there are too few rows. All are NaN without a row. min, max and iqr have no interval.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite.
+    """
+    (uncertainty,) = columns(uncertainty=uncertainty)
+    check_finite(uncertainty)
+    ordered = np.sort(uncertainty).astype(np.float64)
+    if not len(ordered):
+        names = ["min", *(f"q{q}" for q in QUANTILES), "max", "mean", "iqr"]
+        return dict.fromkeys(names, Estimate(math.nan, reason="no row"))
+    found = {f"q{q}": _quantile(ordered, q / 100) for q in QUANTILES}
+    mean = float(ordered.mean())
+    margin = Z * float(ordered.std()) / math.sqrt(len(ordered))
+    return {
+        "min": Estimate(ordered[0]),
+        **found,
+        "max": Estimate(ordered[-1]),
+        "mean": Estimate(mean, mean - margin, mean + margin),
+        "iqr": Estimate(found["q75"] - found["q25"]),
+    }
+
+
+def _quantile(ordered: Float64[np.ndarray, " n"], q: float) -> Estimate:
+    """Between two order statistics: how many of n rows lie below the true quantile is binomial."""
+    n = len(ordered)
+    spread = Z * math.sqrt(n * q * (1 - q))
+    lower, upper = math.floor(n * q - spread) - 1, math.ceil(n * q + spread)
+    value = float(np.quantile(ordered, q))
+    if lower < 0 or upper >= n:
+        return Estimate(value)
+    return Estimate(value, ordered[lower], ordered[upper])
+
+
+def per_class(uncertainty: Array, hit: Array, label: Array) -> pa.Table:
+    """Return a row per class: which ones are uncertain, and where uncertainty can be trusted.
+
+    Columns: label, count, recall, recall_lower, recall_upper, uncertainty (the mean), r_auroc,
+    r_auroc_lower, r_auroc_upper, and the reason why R-AUROC is undefined, if it is.
+
+    Args:
+        uncertainty: (n,) floats.
+        hit: (n,) booleans.
+        label: (n,) integers.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite, or columns don't match.
+    """
+    uncertainty, hit, label = columns(uncertainty=uncertainty, hit=hit, label=label)
+    check_finite(uncertainty)
+    found, start = np.unique(np.sort(label), return_index=True)
+    by_class = np.split(label.argsort(kind="stable"), start[1:]) if len(found) else []
+    recall = [influences.share(hit[rows]).estimate() for rows in by_class]
+    ranked = [influences.r_auroc(uncertainty[rows], hit[rows]).estimate() for rows in by_class]
+    mean = [float(uncertainty[rows].mean(dtype=np.float64)) for rows in by_class]
+    return pa.table(
+        {
+            "label": pa.array(found, pa.int64()),
+            "count": pa.array([len(rows) for rows in by_class], pa.int64()),
+            "recall": pa.array(map(float, recall), pa.float64()),
+            "recall_lower": pa.array([each.lower for each in recall], pa.float64()),
+            "recall_upper": pa.array([each.upper for each in recall], pa.float64()),
+            "uncertainty": pa.array(mean, pa.float64()),
+            "r_auroc": pa.array(map(float, ranked), pa.float64()),
+            "r_auroc_lower": pa.array([each.lower for each in ranked], pa.float64()),
+            "r_auroc_upper": pa.array([each.upper for each in ranked], pa.float64()),
+            "reason": pa.array([each.reason for each in ranked], pa.string()),
+        }
+    )

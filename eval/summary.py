@@ -4,22 +4,19 @@ Comes in: the scores and hits of a set's queries. Goes out: rows of head, seed, 
 interval and spread; curves; and the nested numbers that `dvc metrics show` reads.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from askance.eval import metrics
-from askance.eval.intervals import (
-    Statistic,
-    interval,
-    resample,
-    weighted_aurc,
-    weighted_r_auroc,
-)
+from askance.eval import influences
+from askance.eval.estimates import Measurement, mean_over_runs, mean_over_sets
+from askance.eval.metrics import vote_entropy
+from askance.eval.ranks import check_finite
+from askance.eval.selective import risk_coverage
 
 AVERAGE = "average"  # the set's name in rows that average over the zero-shot sets
 MEAN = -1  # the seed's number in rows that average over seeds
@@ -54,194 +51,187 @@ class Point(TypedDict):
 
 
 @dataclass(frozen=True)
-class Queries:
-    """A set's queries, (n,) each; `correct` and `loss` only where the classes are the upstream's.
+class Mixture:
+    """The images of a half-and-half mixture: which are upstream ones, and which have a hit."""
 
-    `hit`: the nearest other image has the same label. `correct` and `loss`: of the upstream
-    classifier.
+    upstream: Bool[np.ndarray, " m"]
+    hit: Bool[np.ndarray, " m"]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A set's queries, a row each.
+
+    `hit`: the nearest other image has the same label. `fraction`: how much of the image its crop
+    shows. `votes`: people's, where some voted. `correct` and `loss`: of the upstream classifier,
+    where it knows the classes. `mixture`: with upstream images, where it was made.
     """
 
     name: str
     hit: Bool[np.ndarray, " n"]
+    fraction: Float[np.ndarray, " n"]
+    votes: Int[np.ndarray, "n c"] | None = None
     correct: Bool[np.ndarray, " n"] | None = None
     loss: Float[np.ndarray, " n"] | None = None
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One head's uncertainties on a set's queries, a row per seed; `cropped` where it has any.
+    """One head's uncertainties: a row per seed, a column per query or image of the mixture.
 
-    `hit`: the hits of the head's own neighbours, where it searches by another representation than
-    the frozen embedding.
+    `hit` and `mixed_hit`: the hits of the head's own neighbours, where it searches by another
+    representation than the frozen embedding.
     """
 
     head: str
     seeds: list[int]
     plain: Float[np.ndarray, "s n"]
     cropped: Float[np.ndarray, "s n"] | None = None
+    mixed: Float[np.ndarray, "s m"] | None = None
     hit: Bool[np.ndarray, "s n"] | None = None
-
-    def hits(self, queries: Queries) -> Bool[np.ndarray, "s n"]:
-        """Return what each seed has to foretell."""
-        return np.tile(queries.hit, (len(self.plain), 1)) if self.hit is None else self.hit
+    mixed_hit: Bool[np.ndarray, "s m"] | None = None
 
 
 @dataclass(frozen=True)
-class SetSummary:
-    """A set's rows, and the resampled R-AUROC of each head (r,), for averaging over sets."""
+class Measured:
+    """A head's metric on a set, seed by seed."""
+
+    head: str
+    metric: str
+    seeds: list[int]
+    runs: list[Measurement]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that was measured on a set; the head "" is the frozen embedding itself."""
 
     name: str
     upstream: bool
-    rows: list[Row]
-    replicates: dict[str, Float[np.ndarray, " r"]]
+    measured: list[Measured]
+
+    def rows(self) -> list[Row]:
+        """Return one row per seed and metric, and one of their mean, as a table has them."""
+        return [row for each in self.measured for row in _rows(self.name, each)]
 
 
-def summarise(
-    queries: Queries,
-    heads: Iterable[Scores],
-    resamples: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> SetSummary:
-    """Compute every metric of every head on one set; `advance` is told of each head done."""
-    reason = metrics.undefined(queries.hit)
-    rows = _rows("", queries.name, "r1", [_recall(queries.hit)], [0], [reason])
-    replicates = {}
+def summarise(queries: Queries, heads: list[Scores]) -> Summary:
+    """Compute every metric of every head on one set.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite.
+    """
+    measured = [Measured("", "r1", [0], [influences.share(queries.hit)])]
     for scores in heads:
-        drawn = {
-            "r_auroc": _resampled(weighted_r_auroc, queries, scores, resamples),
-            "aurc": _resampled(weighted_aurc, queries, scores, resamples),
-        }
-        replicates[scores.head] = drawn["r_auroc"]
-        rows += _retrieval_rows(queries, scores, drawn) + _upstream_rows(queries, scores)
-        advance(1)
-    return SetSummary(queries.name, queries.correct is not None, rows, replicates)
+        runs = [_measure(queries, scores, run) for run in range(len(scores.seeds))]
+        measured += [
+            Measured(scores.head, metric, scores.seeds, [run[metric] for run in runs])
+            for metric in runs[0]
+        ]
+    return Summary(queries.name, queries.correct is not None, measured)
 
 
-def _recall(hit: Bool[np.ndarray, " n"]) -> float:
-    return float(hit.mean()) if len(hit) else math.nan
-
-
-def _resampled(
-    statistic: Statistic, queries: Queries, scores: Scores, resamples: int
-) -> Float[np.ndarray, " r"]:
-    """Resample the mean over seeds: the draws are the set's, the same for all seeds and heads."""
-    runs = [(scores.plain, queries.hit)]
-    if scores.hit is not None:
-        runs = [(u[None], hit) for u, hit in zip(scores.plain, scores.hit, strict=True)]
-    drawn = [resample(statistic, u, hit, resamples, queries.name) for u, hit in runs]
-    return np.mean(drawn, axis=0)
-
-
-def _retrieval_rows(
-    queries: Queries, scores: Scores, drawn: dict[str, Float[np.ndarray, " r"]]
-) -> list[Row]:
-    hits = scores.hits(queries)
-    runs = list(zip(scores.plain, hits, strict=True))
-    values = {
-        "r_auroc": [metrics.r_auroc(u, hit) for u, hit in runs],
-        "aurc": [metrics.aurc(u, hit) for u, hit in runs],
+def _measure(queries: Queries, scores: Scores, run: int) -> dict[str, Measurement]:
+    """Measure one seed of a head; of metrics that need what the set lacks, there is none."""
+    plain, hit = scores.plain[run], queries.hit if scores.hit is None else scores.hit[run]
+    found = {
+        "r_auroc": influences.r_auroc(plain, hit),
+        "aurc": influences.aurc(plain, hit),
+        "excess_aurc": influences.excess_aurc(plain, hit),
+        "augrc": influences.augrc(plain, hit),
     }
     if scores.hit is not None:
-        values["r1"] = [_recall(hit) for hit in hits]
+        found["r1"] = influences.share(hit)
     if scores.cropped is not None:
-        pairs = zip(scores.plain, scores.cropped, strict=True)
-        values["crop_win"] = [metrics.crop_win_rate(u, v) for u, v in pairs]
-    reasons = [metrics.undefined(hit) for hit in hits]
-    return [
-        row
-        for metric, each in values.items()
-        for row in _rows(
-            scores.head, queries.name, metric, each, scores.seeds, reasons, drawn.get(metric)
-        )
-    ]
+        cropped = scores.cropped[run]
+        check_finite(cropped)
+        found["crop_win"] = influences.share(plain < cropped)
+        found["crop_correlation"] = influences.spearman(-cropped, queries.fraction)
+    if queries.votes is not None:
+        found |= _human(plain, queries.votes)
+    if queries.mixture is not None and scores.mixed is not None:
+        mixed, own = scores.mixed[run], scores.mixed_hit
+        hit = queries.mixture.hit if own is None else own[run]
+        kinds = "downstream image", "upstream image"
+        found["mixed_r_auroc"] = influences.r_auroc(mixed, hit)
+        found["ood_auroc"] = influences.auroc(mixed, ~queries.mixture.upstream, kinds)
+    if queries.correct is not None and queries.loss is not None:
+        found["auroc_classification"] = influences.r_auroc(plain, queries.correct)
+        found["spearman_loss"] = influences.spearman(plain, queries.loss)
+    return found
 
 
-def _upstream_rows(queries: Queries, scores: Scores) -> list[Row]:
-    if queries.correct is None or queries.loss is None:
-        return []
-    reasons = [metrics.undefined(queries.correct)] * len(scores.seeds)
-    auroc = [metrics.r_auroc(u, queries.correct) for u in scores.plain]
-    rank = [metrics.spearman(u, queries.loss) for u in scores.plain]
-    head, name, seeds = scores.head, queries.name, scores.seeds
-    return [
-        *_rows(head, name, "auroc_classification", auroc, seeds, reasons),
-        *_rows(head, name, "spearman_loss", rank, seeds, ["constant"] * len(seeds)),
-    ]
+def _human(plain: Float[np.ndarray, " n"], votes: Int[np.ndarray, "n c"]) -> dict[str, Measurement]:
+    voted = (votes > 0).any(axis=1)
+    plain, votes = plain[voted], votes[voted]
+    disputed = (votes > 0).sum(axis=1) > 1
+    return {
+        "human_correlation": influences.spearman(plain, vote_entropy(votes)),
+        "dirac_auroc": influences.auroc(plain, disputed, ("disputed image", "agreed image")),
+    }
 
 
-def average(sets: list[SetSummary]) -> list[Row]:
-    """Average R@1, and each head's R-AUROC, AURC, crop wins and own R@1, over the zero-shot sets.
+def average(sets: list[Summary]) -> list[Row]:
+    """Average every metric over the zero-shot sets that have it.
 
-    Seed by seed. The interval, of R-AUROC, resamples the queries of each set on their own.
-    Undefined on one set, undefined on average.
+    Seed by seed; the interval takes sets for independent. Undefined on one set, undefined on
+    average.
     """
-    zero_shot = [s for s in sets if not s.upstream]
-    if not zero_shot:
-        return []
-    first = [row for row in zero_shot[0].rows if row["seed"] != MEAN]
-    rows = []
-    for head, metric in dict.fromkeys((row["head"], row["metric"]) for row in first):
-        seeds = [row["seed"] for row in first if (row["head"], row["metric"]) == (head, metric)]
-        values = [
-            float(np.mean([_value(s.rows, head, seed, metric) for s in zero_shot]))
-            for seed in seeds
-        ]
-        drawn = None
-        if metric == "r_auroc":
-            drawn = np.mean([s.replicates[head] for s in zero_shot], axis=0)
-        reasons = ["undefined on one of the sets"] * len(seeds)
-        rows += _rows(head, AVERAGE, metric, values, seeds, reasons, drawn)
-    return rows
+    by_name: dict[tuple[str, str], list[Measured]] = {}
+    for summary in (summary for summary in sets if not summary.upstream):
+        for each in summary.measured:
+            named = dataclasses.replace(each, runs=[_named(summary.name, run) for run in each.runs])
+            by_name.setdefault((each.head, each.metric), []).append(named)
+    return [row for found in by_name.values() for row in _rows(AVERAGE, _averaged(found))]
 
 
-def _value(rows: list[Row], head: str, seed: int, metric: str) -> float:
-    return next(
-        row["value"]
-        for row in rows
-        if (row["head"], row["seed"], row["metric"]) == (head, seed, metric)
-    )
+def _named(name: str, run: Measurement) -> Measurement:
+    return dataclasses.replace(run, reason=f"{name}: {run.reason}") if run.reason else run
 
 
-def _rows(
-    head: str,
-    name: str,
-    metric: str,
-    values: list[float],
-    seeds: list[int],
-    reasons: list[str],
-    drawn: Float[np.ndarray, " r"] | None = None,
-) -> list[Row]:
-    """Return one row per seed, and one of their mean with its interval and spread.
+def _averaged(sets: list[Measured]) -> Measured:
+    by_seed = zip(*(each.runs for each in sets), strict=True)
+    return dataclasses.replace(sets[0], runs=[mean_over_sets(runs) for runs in by_seed])
 
-    `reasons` say per seed why a value is undefined, if it is; undefined for one, the mean is, too.
-    """
-    said = [why if math.isnan(value) else "" for why, value in zip(reasons, values, strict=True)]
-    first = next((f"seed {s}: {why}" for s, why in zip(seeds, said, strict=True) if why), "")
-    lower, upper = interval(drawn) if drawn is not None else (math.nan, math.nan)
+
+def _rows(name: str, measured: Measured) -> list[Row]:
+    """Return one row per seed, and one of their mean with its spread."""
+    values = [run.value for run in measured.runs]
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    mean = Row(
-        head=head,
-        seed=MEAN,
-        set=name,
-        metric=metric,
-        value=float(np.mean(values)),
-        lower=lower,
-        upper=upper,
-        sd=sd,
-        reason=said[0] if len(set(said)) == 1 else first,
-    )
-    nothing = {"lower": math.nan, "upper": math.nan, "sd": math.nan}
-    each = [
-        mean | nothing | {"seed": s, "value": v, "reason": why}
-        for s, v, why in zip(seeds, values, said, strict=True)
+    seeds = list(zip(measured.seeds, measured.runs, strict=True))
+    mean = mean_over_runs(measured.runs)
+    if len({run.reason for run in measured.runs}) > 1:
+        reason = next(f"seed {seed}: {run.reason}" for seed, run in seeds if run.reason)
+        mean = dataclasses.replace(mean, reason=reason)
+    return [
+        _row(name, measured, MEAN, mean, sd),
+        *(_row(name, measured, seed, run) for seed, run in seeds),
     ]
-    return [mean, *each]  # type: ignore[list-item]
+
+
+def _row(
+    name: str, measured: Measured, seed: int, measurement: Measurement, sd: float = math.nan
+) -> Row:
+    estimate = measurement.estimate()
+    return Row(
+        head=measured.head,
+        seed=seed,
+        set=name,
+        metric=measured.metric,
+        value=float(estimate),
+        lower=estimate.lower,
+        upper=estimate.upper,
+        sd=sd,
+        reason=estimate.reason,
+    )
 
 
 def curve(queries: Queries, scores: Scores) -> list[Point]:
     """Return the risk-coverage curve of a head, averaged over seeds, at up to 100 coverages."""
-    runs = zip(scores.plain, scores.hits(queries), strict=True)
-    coverages, risks = zip(*(metrics.risk_coverage(u, hit) for u, hit in runs), strict=True)
+    hits = np.broadcast_to(queries.hit, scores.plain.shape) if scores.hit is None else scores.hit
+    runs = [risk_coverage(u, hit) for u, hit in zip(scores.plain, hits, strict=True)]
+    coverages, risks = zip(*runs, strict=True)
     coverage, risk = coverages[0], np.mean(risks, axis=0)
     places = np.unique(np.linspace(0, len(risk) - 1, min(POINTS, len(risk))).round().astype(int))
     return [

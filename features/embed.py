@@ -198,12 +198,12 @@ def _bytes(sample: tuple[str, bytes | str]) -> int:
 
 
 def _votes(index: Index) -> np.ndarray | None:
-    """Return the votes, (n, c) int32, -1 where nobody voted; None where there are none at all."""
+    """Return the votes, (n, c) int32, 0 where nobody voted; None where there are none at all."""
     votes = index.table["votes"].to_pylist()
     columns = max((len(row) for row in votes if row), default=0)
     if not columns:
         return None
-    return np.array([row or [-1] * columns for row in votes], np.int32)
+    return np.array([row or [0] * columns for row in votes], np.int32)
 
 
 def score_arrays(recipe: Recipe, v: int, c: int) -> dict[str, Array]:

@@ -64,6 +64,11 @@ class FeatureStore:
         return str(self.group.attrs["fingerprint"])
 
     @property
+    def edition(self) -> str:
+        """The fingerprint, and how many rows are done: more, once refused images are mended."""
+        return f"{self.fingerprint}/{len(self.rows)}"
+
+    @property
     def backbone(self) -> dict[str, Any]:
         """What a head must agree with: the network, its weights, preprocessing and precision."""
         return {name: self.content[name] for name in BACKBONE}
@@ -97,8 +102,15 @@ class FeatureStore:
         Raises:
             ValueError: the store has no such view.
         """
-        whole = self.array("embedding")[:, self._place(view)]
-        return np.asarray(whole, np.float32)[self.rows]
+        return self.slices(view)[:]
+
+    def slices(self, view: str) -> "Slices":
+        """Return the embeddings of one view, unread: slices of them are read when asked for.
+
+        Raises:
+            ValueError: the store has no such view.
+        """
+        return Slices(self.array("embedding"), self._place(view), self.rows)
 
     def some(self, view: str, places: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k d"]:
         """Read the embeddings of one view at some of the done rows, by their place among them.
@@ -139,6 +151,23 @@ class FeatureStore:
     def read(self, name: str) -> np.ndarray:
         """Read an array at the done rows, whole, in its stored type."""
         return np.asarray(self.array(name)[:])[self.rows]
+
+
+class Slices:
+    """The embeddings of a view at the done rows, (m, d), on disk until sliced."""
+
+    def __init__(self, source: zarr.Array[Any], place: int, rows: Int64[np.ndarray, " m"]) -> None:
+        self.source, self.place, self.rows = source, place, rows
+        self.shape = (len(rows), source.shape[-1])
+
+    def __getitem__(self, part: slice) -> Float32[np.ndarray, "k d"]:
+        """Read a run of them."""
+        rows = self.rows[part]
+        if not len(rows):
+            return np.empty((0, self.shape[1]), np.float32)
+        first, last = rows[0], rows[-1]
+        whole = np.asarray(self.source[first : last + 1, self.place], np.float32)
+        return whole if len(whole) == len(rows) else whole[rows - first]
 
 
 def attributes(path: Place) -> dict[str, Any]:

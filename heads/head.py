@@ -61,6 +61,7 @@ class Head(nn.Module):
 
     `of_backbone` says that the published method trains the backbone, too: what stands here is its
     frozen-backbone variant, whose numbers are not the published ones.
+    `mapped` says that it has a `representation` of its own, so neighbours of its own.
     `twin` names the head whose training this one shares, if it differs in `forward` alone.
     `in_bfloat16` says that the matrix products of its objective may be rounded so.
     """
@@ -69,6 +70,7 @@ class Head(nn.Module):
     needs: ClassVar[frozenset[Need]] = frozenset()
     needs_classifier: ClassVar[bool] = False
     of_backbone: ClassVar[bool] = False
+    mapped: ClassVar[bool] = False
     twin: ClassVar[str] = ""
     in_bfloat16: ClassVar[bool] = False
 

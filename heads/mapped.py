@@ -22,6 +22,7 @@ class MappedHead(Head):
 
     trained = True
     of_backbone = True
+    mapped = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()

@@ -1,11 +1,9 @@
 """evaluate: heads, stores and neighbours to metrics, per-query tables and curves.
 
 A head that maps the embedding is asked about the neighbours that its own map finds, per seed; all
-others about those of the frozen embedding, which retrieve has found.
+others about those of the frozen embedding, which retrieve and mix have found.
 """
 
-from collections.abc import Iterator
-from itertools import chain, groupby, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,17 +18,15 @@ from askance.pipeline.progress import progress
 from askance.pipeline.provenance import machine, versions
 
 if TYPE_CHECKING:
-    import torch
-
-    from askance.eval.summary import Queries, Row, Scores
+    from askance.eval.summary import Row, Scores
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import SavedHead
+    from askance.stages.cases import Case
 
-AT_A_TIME = 4096  # queries
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
-TRAITS = ("trained", "needs_classifier", "of_backbone")
+TRAITS = ("trained", "needs_classifier", "of_backbone", "mapped")
 REFERENCE: dict[str, Any] = {"name": NEIGHBOUR_DISTANCE, "seeds": [0], "reference": True}
-REFERENCE |= dict.fromkeys((*TRAITS, "mapped"), False)
+REFERENCE |= dict.fromkeys(TRAITS, False)
 
 
 def run(
@@ -46,34 +42,42 @@ def run(
     upstream: Annotated[
         list[str], typer.Option(help="those among them whose classes are the upstream's")
     ] = [],  # noqa: B006 - typer copies it
-    resamples: Annotated[int, typer.Option(min=1, help="of the bootstrap")] = 1000,
 ) -> None:
     """Score every query with every head, and ask how well that foretold a wrong neighbour."""
     from askance.eval.summary import average, curve, nested, summarise
     from askance.features.store import FeatureStore
+    from askance.stages.cases import read_case
+    from askance.stages.scores import read_heads, score
 
     if unknown := set(upstream) - set(sets):
         raise ValueError(f"expected evaluate.upstream among {sets}, got {sorted(unknown)}")
     losses = FeatureStore.open(probe)
-    heads = _heads(models, losses)
-    summaries, curves, described, tables = [], [], [], {}
-    with progress("evaluate", len(sets) * (len(heads) + 1), "head-sets") as advance:
+    heads = read_heads(models)
+    if any(head.note["probe"] != losses.fingerprint for seeds in heads for head in seeds):
+        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
+    summaries, curves, described = [], [], []
+    with (
+        atomic(out / "queries") as folder,
+        progress("evaluate", len(sets) * len(heads), "head-sets") as advance,
+    ):
+        folder.mkdir()
         for name in sets:
             store = FeatureStore.open(stores / f"{name}.zarr")
-            table = _neighbours(neighbours / f"{name}.parquet", store)
-            queries = _queries(name, table, store, losses if name in upstream else None)
+            case = read_case(name, store, stores, neighbours, losses if name in upstream else None)
             described.append(_described(name, name in upstream, store, losses))
-            # Each head is scored as its turn in the summary comes: progress is in whole heads.
-            lazily, again = tee(chain(_scores(heads, store), [_reference(table)]))
-            summaries.append(summarise(queries, lazily, resamples, advance))
-            scores = list(again)
-            curves += [point for head in scores for point in curve(queries, head)]
-            tables[name] = _per_query(table, heads, scores)
-    rows = [row for summary in summaries for row in summary.rows] + average(summaries)
-    with atomic(out / "queries") as folder:
-        folder.mkdir()
-        for name, table in tables.items():
-            pq.write_table(table, folder / f"{name}.parquet")
+            scores = []
+            for seeds in heads:
+                scores.append(score(seeds, case.images, case.mixed))
+                advance(1)
+            scores.append(_reference(case.table))
+            summaries.append(summarise(case.queries, scores))
+            curves += [point for head in scores for point in curve(case.queries, head)]
+            pq.write_table(_per_query(case, heads, scores), folder / f"{name}.parquet")
+            if case.mixed:
+                pq.write_table(
+                    _per_mixed(case.mixed.table, scores), folder / f"{name}.mixed.parquet"
+                )
+    rows = [row for summary in summaries for row in summary.rows()] + average(summaries)
     with atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     write_json(out / "curves.json", curves)
@@ -83,99 +87,6 @@ def run(
     print(_best(rows, about["heads"]))
 
 
-def _heads(folder: Path, losses: "FeatureStore") -> list[list["SavedHead"]]:
-    """Read all heads: a list per name, its seeds in order, in the order they were asked for."""
-    from askance.heads.checkpoint import load
-
-    saved = [load(path) for path in folder.glob("*.safetensors")]
-    if not saved:
-        raise FileNotFoundError(f"expected heads in {folder}, got none: run train")
-    if any(head.note["probe"] != losses.fingerprint for head in saved):
-        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
-    saved.sort(key=lambda head: (head.note["place"], head.seed))
-    return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
-
-
-def _neighbours(path: Path, store: "FeatureStore") -> pa.Table:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected the neighbours of {store.path}, got no {path}: run retrieve"
-        )
-    table = pq.read_table(path)
-    made_from = (table.schema.metadata or {}).get(b"store", b"").decode()
-    if made_from != store.fingerprint or not np.array_equal(table["row"], store.rows):
-        raise ValueError(f"expected neighbours in {store.path}, got those of another: run retrieve")
-    return table
-
-
-def _queries(
-    name: str, table: pa.Table, store: "FeatureStore", losses: "FeatureStore | None"
-) -> "Queries":
-    """Join a set's hits with what the upstream classifier says, if it knows the classes."""
-    from askance.eval.summary import Queries
-
-    hit = table["hit"].to_numpy()
-    if losses is None:
-        return Queries(name, hit)
-    from askance.features.classify import scores
-
-    columns = losses.array("classifier/label")[:]
-    label = store.labels
-    foreign = np.setdiff1d(label, columns)
-    if len(foreign) or store.index.classes != losses.index.classes:
-        raise ValueError(
-            f"expected the classes of the upstream store in {store.path}, got others (labels such"
-            f" as {foreign[:3].tolist()}): leave {name} out of evaluate.upstream"
-        )
-    column, embedding = np.searchsorted(columns, label), store.embedding("plain")
-    loss, correct = [], []
-    for start in range(0, len(column), AT_A_TIME):  # all logits at once could fill the memory
-        part = slice(start, start + AT_A_TIME)
-        logits = losses.classifier.logits(embedding[part])
-        loss.append(scores(logits[:, None], column[part])["loss"][:, 0])
-        correct.append(logits.argmax(1) == column[part])
-    return Queries(name, hit, np.concatenate(correct), np.concatenate(loss))
-
-
-def _scores(heads: list[list["SavedHead"]], store: "FeatureStore") -> Iterator["Scores"]:
-    """Yield each head's uncertainties, and the hits of its own neighbours if it maps."""
-    import torch
-
-    from askance.eval.summary import Scores
-
-    for saved in chain(*heads):
-        saved.check_backbone(store.backbone, str(store.path))
-    views = [torch.from_numpy(store.embedding(view)) for view in ("plain", "crop")]
-    for seeds in heads:
-        plain, cropped = (
-            np.stack([saved.head.uncertainty(view).double().numpy() for saved in seeds])
-            for view in views
-        )
-        hit = None
-        if _mapped(seeds):
-            hit = np.stack([_own_hit(saved, views[0], store.labels) for saved in seeds])
-        yield Scores(seeds[0].name, [saved.seed for saved in seeds], plain, cropped, hit)
-
-
-def _mapped(seeds: list["SavedHead"]) -> bool:
-    """Say whether a head searches by a representation of its own."""
-    from askance.heads.mapped import MappedHead
-
-    return isinstance(seeds[0].head, MappedHead)
-
-
-def _own_hit(saved: "SavedHead", embedding: "torch.Tensor", label: np.ndarray) -> np.ndarray:
-    """Return which queries have the label of the neighbour that a head's own map finds, (n,)."""
-    import torch
-
-    from askance.eval.retrieval import neighbours
-    from askance.heads.head import AT_A_TIME
-
-    with torch.inference_mode():
-        mapped = torch.cat([saved.head.representation(x) for x in embedding.split(AT_A_TIME)])
-    return label == label[neighbours(mapped.numpy()).row]
-
-
 def _reference(table: pa.Table) -> "Scores":
     """Return 1 - similarity of the neighbour, as if it were a head."""
     from askance.eval.summary import Scores
@@ -183,22 +94,46 @@ def _reference(table: pa.Table) -> "Scores":
     return Scores(NEIGHBOUR_DISTANCE, [0], 1 - table["similarity"].to_numpy()[None])
 
 
-def _per_query(table: pa.Table, heads: list[list["SavedHead"]], scores: list["Scores"]) -> pa.Table:
-    """Return one row per query: its neighbour, each head's and seed's score, and percentiles.
+def _per_query(case: "Case", heads: list[list["SavedHead"]], scores: list["Scores"]) -> pa.Table:
+    """Return one row per query: its neighbour, what is known of it, and each head's scores.
 
-    `hit` is of the frozen embedding, `hit/<head>/<seed>` of a head with neighbours of its own.
+    `hit` is of the frozen embedding, `hit/<head>/<seed>` of a head with neighbours of its own;
+    `fraction` is how much of the image the crop shows, whose scores are `cropped/<head>/<seed>`.
     """
-    columns = {}
+    from askance.stages.scores import percentile
+
+    queries = case.queries
+    columns: dict[str, Any] = {"fraction": queries.fraction}
+    columns |= {"correct": queries.correct, "loss": queries.loss}
+    columns["votes"] = None if queries.votes is None else list(queries.votes)
     for head in scores:
-        for run, seed in enumerate(head.seeds):
-            columns[f"uncertainty/{head.head}/{seed}"] = head.plain[run]
-            if head.hit is not None:
-                columns[f"hit/{head.head}/{seed}"] = head.hit[run]
+        columns |= _columns(head, uncertainty=head.plain, cropped=head.cropped, hit=head.hit)
     for seeds, head in zip(heads, scores, strict=False):  # all but the reference
-        each = [saved.percentile(plain) for saved, plain in zip(seeds, head.plain, strict=True)]
-        columns[f"percentile/{head.head}"] = np.mean(each, axis=0)
+        columns[f"percentile/{head.head}"] = percentile(seeds, head.plain)
+    return _with(case.table, columns)
+
+
+def _per_mixed(table: pa.Table, scores: list["Scores"]) -> pa.Table:
+    """Return one row per image of a mixture, in the form of `_per_query`."""
+    columns: dict[str, Any] = {}
+    for head in scores:
+        columns |= _columns(head, uncertainty=head.mixed, hit=head.mixed_hit)
+    return _with(table, columns)
+
+
+def _columns(head: "Scores", **kinds: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {
+        f"{kind}/{head.head}/{seed}": row
+        for kind, rows in kinds.items()
+        if rows is not None
+        for seed, row in zip(head.seeds, rows, strict=True)
+    }
+
+
+def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
     for name, column in columns.items():
-        table = table.append_column(name, pa.array(column))
+        if column is not None:
+            table = table.append_column(name, pa.array(column))
     return table
 
 
@@ -237,7 +172,7 @@ def _about(
     heads: list[list["SavedHead"]], losses: "FeatureStore", sets: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Describe the run for the report."""
-    from askance.eval.metrics import spearman
+    from askance.eval.ranks import spearman
 
     first = heads[0][0]
     loss: dict[str, Any] = {"classifier": "own", "mean": float(losses.read("loss").mean())}
@@ -271,7 +206,6 @@ def _about(
 
 def _entry(seeds: list["SavedHead"]) -> dict[str, Any]:
     traits = {trait: getattr(seeds[0].head, trait) for trait in TRAITS}
-    traits |= {"mapped": _mapped(seeds)}
     return {"name": seeds[0].name, "seeds": [saved.seed for saved in seeds]} | traits
 
 

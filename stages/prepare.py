@@ -22,6 +22,12 @@ def run(
 
     Sources: cifar10, digits, emoji, orl, folder path=..., shards path=...
 
+    Published sets (docs/data.md), read from path=... or downloaded: caltech101, cifar100, dtd,
+    flowers102, pets, sun397 and svhn; cifar10h (votes=...). From path=... only: resisc45, benthic,
+    pig, treeversity, turkey and cifar10h-folds.
+
+    Archives that you have (docs/data.md): cub, cars, sop and imagenet21k, each with path=...
+
     Filters: split=..., classes=..., folds=N fold=..., limit=N (images per class).
     """
     from askance.features.index import write_index

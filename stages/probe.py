@@ -50,7 +50,7 @@ def run(
         settings = {"folds": folds, "decay": decay, "iterations": iterations}
     _check_replaceable(out)
     remove(out)  # seconds to make, so always made anew: no older code's losses can stay
-    layout = _layout(features, label, classifiers[-1], settings)
+    layout = _layout(features, label, fold, classifiers, settings)
     with StoreWriter(out, layout, features.index) as writer:
         _write(writer, features, label, fold, classifiers)
         writer.finish()
@@ -102,14 +102,28 @@ def _fitted(
 
 
 def _layout(
-    features: "FeatureStore", label: np.ndarray, kept: "Classifier", settings: dict[str, Any]
+    features: "FeatureStore",
+    label: np.ndarray,
+    fold: np.ndarray,
+    classifiers: list["Classifier"],
+    settings: dict[str, Any],
 ) -> "Layout":
+    """Describe the store; `folds/` holds the classifiers that each never saw the rows of a fold."""
     from askance.features.layout import Array, Layout
 
     views = len(features.views)
     names = ["loss", "logsumexp", "entropy"]
+    known: dict[str, np.ndarray] = {}
+    whole = {
+        "classifier/weight": classifiers[-1].weight,
+        "classifier/bias": classifiers[-1].bias,
+        "classifier/label": label,
+    }
     if "folds" in settings:
         names.append("loss_in_sample")
+        known["fold"] = fold.astype(np.int32)
+        whole["folds/weight"] = np.stack([each.weight for each in classifiers[:-1]])
+        whole["folds/bias"] = np.stack([each.bias for each in classifiers[:-1]])
     return Layout(
         arrays={name: Array((views,), "float32", (views,)) for name in names},
         block=int(features.content["block"]),
@@ -118,11 +132,8 @@ def _layout(
             "probe": settings,
             "upstream": features.fingerprint,
         },
-        whole={
-            "classifier/weight": kept.weight,
-            "classifier/bias": kept.bias,
-            "classifier/label": label,
-        },
+        known=known,
+        whole=whole,
     )
 
 

@@ -17,37 +17,42 @@ def run(
     ],
     out: Annotated[Path, typer.Argument(help="the table to write, neighbours/<set>.parquet")],
     view: Annotated[str, typer.Option(help="searched and searched for")] = "plain",
+    *,
+    queries: Annotated[
+        int, typer.Option(min=0, help="drawn by lot, where all are too many; 0: all")
+    ] = 0,
 ) -> None:
     """Find every image's nearest other image, and whether it shares the label."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from askance.eval.retrieval import neighbours
+    from askance.eval.retrieval import drawn, neighbours
     from askance.features.store import FeatureStore
 
     start = time.monotonic()
     features = FeatureStore.open(store)
-    row = features.rows
-    with progress(f"retrieve {store.name}", len(row), "queries") as advance:
-        found = neighbours(features.embedding(view), advance)
-    label, key = features.labels, pa.array(features.keys, pa.string())
-    hit = label == label[found.row]
+    rows, label, keys = features.rows, features.labels, pa.array(features.keys, pa.string())
+    query = drawn(np.arange(len(rows)), queries or len(rows))
+    with progress(f"retrieve {store.name}", len(query), "queries") as advance:
+        found = neighbours(features.slices(view), advance, queries=query)
+    hit = label[query] == label[found.row]
     table = pa.table(
         {
-            "row": row,
-            "key": key,
-            "label": label,
-            "neighbour": row[found.row],
-            "neighbour_key": key.take(pa.array(found.row)),
+            "row": rows[query],
+            "key": keys.take(pa.array(query)),
+            "label": label[query],
+            "neighbour": rows[found.row],
+            "neighbour_key": keys.take(pa.array(found.row)),
             "similarity": found.similarity,
             "hit": hit,
         },
-        metadata={"store": features.fingerprint},
+        metadata={"store": features.edition},
     )
     with atomic(out) as temporary:
         pq.write_table(table, temporary)
     seconds = time.monotonic() - start
-    print(f"{out}: {len(row)} queries, R@1 {hit.mean():.4f}, {seconds:.1f} s")
+    print(f"{out}: {len(query)} queries, R@1 {hit.mean():.4f}, {seconds:.1f} s")
 
 
 main = command(run)

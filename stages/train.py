@@ -82,14 +82,8 @@ def run(
         )
     features, losses = FeatureStore.open(store), FeatureStore.open(probe)
     on = device_called(device)
-    options: dict[str, Any] = {
-        "steps": steps,
-        "batch": batch,
-        "lr": lr,
-        "width": width,
-        "depth": depth,
-    }
-    options |= {"holdout": holdout, "memory": memory}
+    options: dict[str, Any] = {"steps": steps, "batch": batch, "lr": lr}
+    options |= {"width": width, "depth": depth, "holdout": holdout, "memory": memory}
     options |= {"loss": loss, "keep": keep, "precision": precision}
     sample = _Sample.draw(features, holdout, on)
     batches = _batches(features, losses, trained, sample, options, on) if trained else None
@@ -150,17 +144,16 @@ class _Sample:
         import torch
 
         from askance.eval.holdout import hits
-        from askance.eval.metrics import r_auroc
-        from askance.heads.mapped import MappedHead
+        from askance.eval.ranks import auroc
 
         if not self.queries:
             return math.nan
         uncertainty = head.uncertainty(self.scale[: self.queries]).double().cpu().numpy()
-        if not isinstance(head, MappedHead):
-            return r_auroc(uncertainty, self.hits)
+        if not head.mapped:
+            return auroc(uncertainty, ~self.hits)
         with torch.inference_mode():
             mapped = head.representation(self.scale[: len(self.label)])
-        return r_auroc(uncertainty, hits(mapped, self.label, self.queries))
+        return auroc(uncertainty, ~hits(mapped, self.label, self.queries))
 
     @cached_property
     def hits(self) -> np.ndarray:

@@ -49,7 +49,10 @@ def repository(tmp_path_factory, checkpoint, encode):
     }
     params["probe"]["folds"] = 2
     params["train"] |= {"seeds": [0], "steps": 3, "batch": 8, "width": 4}
-    params["evaluate"] |= {"sets": ["seen"], "resamples": 20}
+    params["evaluate"] |= {"sets": ["seen"]}
+    params["retrieve"]["sets"] = ["seen"]
+    params["mix"]["sets"] = []
+    params["curate"] |= {"sets": ["seen"], "upstream": ["seen"]}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git = "-c user.name=a -c user.email=a@b"
     run(copy, f"git init -q && git add -A && git {git} commit -qm first")
@@ -100,7 +103,7 @@ def test_dvc_reads_metrics_and_plots(repository):
 
 def test_a_head_variant_never_touches_the_backbone(repository):
     output = run(repository, "dvc exp run -S train.lr=0.5")
-    assert stages_run(output) == {"train", "evaluate", "report"}
+    assert stages_run(output) == {"train", "evaluate", "curate", "report"}
     run(repository, "git checkout -q . && dvc checkout -q")
 
 

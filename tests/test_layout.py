@@ -90,7 +90,8 @@ def test_no_stage_reads_params_yaml():
 
 
 @pytest.mark.parametrize(
-    "stage", ["prepare", "extract", "probe", "train", "evaluate", "retrieve", "report"]
+    "stage",
+    ["prepare", "extract", "probe", "retrieve", "mix", "train", "evaluate", "curate", "report"],
 )
 def test_help_needs_neither_torch_nor_timm_nor_faiss(stage):
     code = (

@@ -10,8 +10,9 @@ from askance.eval.figures import (
     COLORS,
     GREY,
     MARKS,
-    Estimate,
+    Dot,
     Point,
+    against,
     dots,
     marked,
     risk_coverage,
@@ -23,10 +24,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<script>&"$x_1$'
 LOOKS = styles(["ranking", "entropy"], ["neighbour-distance"])
 ESTIMATES = [
-    Estimate("emoji", "ranking", 0.62, 0.58, 0.66),
-    Estimate("emoji", "entropy", 0.51, 0.47, 0.55),
-    Estimate("digits", "ranking", 0.46, math.nan, math.nan),
-    Estimate("digits", "entropy", math.nan, math.nan, math.nan),
+    Dot("emoji", "ranking", 0.62, 0.58, 0.66),
+    Dot("emoji", "entropy", 0.51, 0.47, 0.55),
+    Dot("digits", "ranking", 0.46, math.nan, math.nan),
+    Dot("digits", "entropy", math.nan, math.nan, math.nan),
 ]
 POINTS = [
     Point(group, head, coverage, coverage * 0.5)
@@ -60,6 +61,8 @@ def charts():
         dots(ESTIMATES, LOOKS, HOSTILE),
         risk_coverage(POINTS, LOOKS, "emoji", 0.5),
         risk_coverage([], LOOKS, HOSTILE, math.nan),
+        against({"ranking": (0.6, 0.5), "entropy": (0.4, 0.7)}, LOOKS, "OOD AUROC", "R-AUROC"),
+        against({}, LOOKS, HOSTILE, HOSTILE),
         *(swatch(look) for look in LOOKS.values()),
     ]
 
@@ -94,9 +97,7 @@ def test_names_are_escaped_and_no_formula():
 
 
 def test_names_in_any_script_draw_without_a_warning():
-    assert "数字 🦉" in texts(
-        dots([Estimate("数字 🦉", "ranking", 0.6, 0.5, 0.7)], LOOKS, "数字 🦉")
-    )
+    assert "数字 🦉" in texts(dots([Dot("数字 🦉", "ranking", 0.6, 0.5, 0.7)], LOOKS, "数字 🦉"))
 
 
 def test_dots_draw_what_is_defined_on_their_own_set_only():
@@ -121,7 +122,7 @@ def test_dots_name_every_head_and_the_data_set():
 
 def test_dots_stand_in_the_order_of_their_values_in_the_same_range_on_all_sets():
     values = {"a": 0.5, "b": 0.7, "c": 0.4}
-    estimates = [Estimate(g, "ranking", v, math.nan, math.nan) for g, v in values.items()]
+    estimates = [Dot(g, "ranking", v, math.nan, math.nan) for g, v in values.items()]
     uses = [markers(dots(estimates, LOOKS, group), COLORS[0]) for group in values]
     assert [len(use) for use in uses] == [1, 1, 1]
     a, b, c = (float(use[0].get("x")) for use in uses)
@@ -147,6 +148,18 @@ def test_risk_coverage_leaves_out_undefined_risks_and_sorts_by_coverage():
     x = [float(x) for x in re.findall(r"[ML] ([\d.]+)", path[0].get("d"))]
     assert len(x) == 2
     assert x == sorted(x)
+
+
+def test_against_draws_a_dot_for_each_head_with_both_numbers():
+    looks = styles(["a", "b", "c", "d"])
+    places = {"a": (0.4, 0.7), "b": (0.6, 0.5), "c": (0.5, math.nan), "other": (0.1, 0.1)}
+    svg = against(places, looks, "OOD AUROC", "R-AUROC")
+    assert [len(markers(svg, color)) for color in COLORS[:4]] == [1, 1, 0, 0]
+    a, b = (markers(svg, color)[0] for color in COLORS[:2])
+    assert float(a.get("x")) < float(b.get("x"))
+    assert float(a.get("y")) < float(b.get("y"))  # y grows downwards
+    assert [text for text in texts(svg) if text[0].isalpha()] == ["OOD AUROC", "R-AUROC"]
+    assert ElementTree.fromstring(svg).get("aria-label") == "R-AUROC against OOD AUROC"
 
 
 def test_heads_differ_in_colour_and_in_marker():

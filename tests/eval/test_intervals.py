@@ -8,8 +8,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from askance.eval import intervals
-from askance.eval.intervals import interval, resample, weighted_aurc, weighted_r_auroc
-from askance.eval.metrics import aurc, r_auroc
+from askance.eval.intervals import compare, interval, resample, weighted_aurc, weighted_r_auroc
+from askance.eval.metrics import r_auroc
+from askance.eval.selective import aurc
 from askance.pipeline.seeding import generator
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
@@ -110,3 +111,49 @@ def test_uncertainties_that_are_not_finite_are_never_ranked():
     uncertainty[1, 5] = np.nan
     with pytest.raises(ValueError, match=r"got 1 of 120 that are not, the first in row 5 \(nan\)"):
         resample(weighted_r_auroc, uncertainty, hit)
+
+
+def test_a_comparison_is_a_paired_bootstrap_of_any_metric():
+    uncertainty, hit = a_case()
+    first, second = uncertainty[:2]
+    rng = generator("bootstrap", 3)
+    drawn = [rng.integers(40, size=40) for _ in range(60)]
+    for metric in (r_auroc, aurc, lambda u, h: float(u[h].mean())):
+        values = [
+            metric(first[rows], hit[rows]) - metric(second[rows], hit[rows]) for rows in drawn
+        ]
+        found = compare(first, second, hit, metric, resamples=60, seed=3)
+        assert found == metric(first, hit) - metric(second, hit)
+        assert (found.lower, found.upper) == interval(np.array(values))
+
+
+def test_equal_heads_do_not_differ_and_a_perfect_one_beats_a_coin():
+    uncertainty, hit = a_case(200)
+    same = compare(uncertainty[0], uncertainty[0] * 2, hit, resamples=50)
+    assert (same, same.lower, same.upper, same.p_value) == (0, 0, 0, 1)
+    better = compare(-1.0 * hit, np.zeros(200), hit, resamples=99)
+    assert (better, better.p_value) == (0.5, 0.02)
+    worse = compare(np.zeros(200), -1.0 * hit, hit, resamples=99)
+    assert (worse, worse.p_value) == (-0.5, 0.02)
+
+
+def test_p_values_of_equally_good_heads_are_small_as_rarely_as_they_should():
+    rng = np.random.default_rng(0)
+    small = 0
+
+    def distance(uncertainty, hit):
+        return float(uncertainty[~hit].mean() - uncertainty[hit].mean())
+
+    for seed in range(200):
+        hit = rng.random(100) < 0.6
+        first, second = rng.normal(size=(2, 100)) - hit
+        small += compare(first, second, hit, distance, 100, seed).p_value < 0.05
+    assert 2 <= small <= 22
+
+
+def test_what_cannot_be_compared_says_why():
+    found = compare(np.arange(5.0), np.zeros(5), np.ones(5, bool), resamples=5)
+    assert np.isnan(found)
+    assert found.reason == "no miss among 5 queries"
+    with pytest.raises(ValueError, match="in second, got 4 rows and 5"):
+        compare(np.zeros(5), np.zeros(4), np.ones(5, bool))

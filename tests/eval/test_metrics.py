@@ -2,31 +2,48 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from askance.eval.metrics import (
-    aurc,
-    auroc,
-    crop_win_rate,
-    midranks,
-    r_auroc,
-    risk_coverage,
-    spearman,
-    undefined,
-)
-
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+from askance import metrics
+from askance.eval.estimates import Estimate
+from askance.eval.metrics import vote_entropy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval.npz"
+RNG = np.random.default_rng(0)
+HIT = RNG.random(60) < 0.6
+UNCERTAINTY = RNG.normal(size=60).round(1)
+LABEL = RNG.integers(5, size=60)
+EMBEDDING = RNG.normal(size=(60, 4)).astype(np.float32)
+VOTES = RNG.integers(4, size=(60, 3))
+
+# Every metric, by the columns it takes.
+CALLS = {
+    "hits": (EMBEDDING, LABEL),
+    "recall_at_1": (EMBEDDING, LABEL),
+    "r_auroc": (UNCERTAINTY, HIT),
+    "classification_auroc": (UNCERTAINTY, HIT),
+    "crop_win_rate": (UNCERTAINTY, UNCERTAINTY[::-1].copy()),
+    "crop_correlation": (UNCERTAINTY, UNCERTAINTY[::-1].copy()),
+    "human_correlation": (UNCERTAINTY, VOTES),
+    "dirac_auroc": (UNCERTAINTY, VOTES),
+    "quantiles": (UNCERTAINTY,),
+    "per_class": (UNCERTAINTY, HIT, LABEL),
+    "aurc": (UNCERTAINTY, HIT),
+    "excess_aurc": (UNCERTAINTY, HIT),
+    "augrc": (UNCERTAINTY, HIT),
+    "ood_auroc": (UNCERTAINTY, UNCERTAINTY[:20] + 1),
+}
 
 
 @st.composite
@@ -49,9 +66,18 @@ def mapped(draw):
     return uncertainty, np.array(sorted(image))[group], hit
 
 
-@given(arrays(np.float32, st.integers(0, 40), elements=st.integers(-5, 5).map(float)))
-def test_midranks_equal_scipy(values):
-    np.testing.assert_array_equal(midranks(values), stats.rankdata(values))
+def same(first, second):
+    """Compare what metrics return: estimates, dictionaries of them, arrays and tables."""
+    if isinstance(first, Estimate):
+        np.testing.assert_equal([first, vars(first)], [second, vars(second)])
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first:
+            same(first[name], second[name])
+    elif isinstance(first, np.ndarray):
+        np.testing.assert_array_equal(first, second)
+    else:
+        np.testing.assert_equal(first.to_pydict(), second.to_pydict())
 
 
 @given(queries())
@@ -59,43 +85,39 @@ def test_r_auroc_equals_its_definition_and_sklearn(case):
     uncertainty, hit = case
     pairs = list(itertools.product(uncertainty[~hit], uncertainty[hit]))
     wins = sum((miss > hit) + (miss == hit) / 2 for miss, hit in pairs)
-    np.testing.assert_allclose(r_auroc(uncertainty, hit), wins / len(pairs), rtol=1e-12)
-    np.testing.assert_allclose(
-        r_auroc(uncertainty, hit), roc_auc_score(~hit, uncertainty), rtol=1e-12
-    )
+    for metric in (metrics.r_auroc, metrics.classification_auroc):
+        found = metric(uncertainty, hit)
+        np.testing.assert_allclose(found, wins / len(pairs), rtol=1e-12)
+        np.testing.assert_allclose(found, roc_auc_score(~hit, uncertainty), rtol=1e-12)
 
 
 @given(mapped())
-def test_any_increasing_map_leaves_r_auroc_and_aurc(case):
+def test_any_increasing_map_leaves_r_auroc_with_its_interval(case):
     uncertainty, image, hit = case
-    assert r_auroc(image, hit) == r_auroc(uncertainty, hit)
-    assert aurc(image, hit) == aurc(uncertainty, hit)
+    same(metrics.r_auroc(image, hit), metrics.r_auroc(uncertainty, hit))
 
 
 @given(queries())
 def test_negation_turns_r_auroc_round(case):
     uncertainty, hit = case
+    found, turned = metrics.r_auroc(uncertainty, hit), metrics.r_auroc(-uncertainty, hit)
     np.testing.assert_allclose(
-        r_auroc(-uncertainty, hit), 1 - r_auroc(uncertainty, hit), rtol=0, atol=1e-15
-    )
+        [turned, turned.lower, turned.upper],
+        [1 - found, 1 - found.upper, 1 - found.lower],
+        rtol=0, atol=1e-12,
+    )  # fmt: skip
+
+
+@given(queries(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(case, random):
+    uncertainty, hit = case
+    rows = random.sample(range(len(hit)), len(hit))
+    found, again = metrics.r_auroc(uncertainty, hit), metrics.r_auroc(uncertainty[rows], hit[rows])
+    np.testing.assert_allclose([again, again.lower], [found, found.lower], rtol=0, atol=1e-12)
 
 
 def test_equal_uncertainties_are_a_coin():
-    assert r_auroc(np.full(7, 3.0), np.arange(7) < 2) == 0.5
-
-
-def test_large_and_tiny_scores_are_ranked_exactly():
-    positive = np.array([False, True, True, False])
-    for scale in (1e-12, 1.0, 1e30):
-        assert auroc(scale * np.array([20.0, 40.0, 30.0, -1.0]), positive) == 1
-    assert auroc(np.array([187.0, 187.001, 188.0, 186.0], np.float32), positive) == 1
-
-
-def test_float32_ranks_are_summed_in_float64():
-    rng = np.random.default_rng(0)
-    score = rng.normal(size=200_000).astype(np.float32).round(2)
-    positive = rng.random(200_000) < 0.5
-    np.testing.assert_allclose(auroc(score, positive), roc_auc_score(positive, score), rtol=1e-12)
+    assert metrics.r_auroc(np.full(7, 3.0), np.arange(7) < 2) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -104,107 +126,180 @@ def test_float32_ranks_are_summed_in_float64():
         ([True] * 40, "no miss among 40 queries"),
         ([False] * 3, "no hit among 3 queries"),
         ([], "no query"),
-        ([True, False], ""),
     ],
 )
 def test_undefined_r_auroc_is_nan_with_a_reason(hit, reason):
-    hit = np.array(hit, bool)
-    assert undefined(hit) == reason
-    assert math.isnan(r_auroc(np.arange(len(hit)) / 1.0, hit)) == bool(reason)
+    found = metrics.r_auroc(np.arange(len(hit)) / 1.0, np.array(hit, bool))
+    assert math.isnan(found)
+    assert (found.reason, math.isnan(found.lower)) == (reason, True)
 
 
-@given(queries())
-def test_spearman_equals_scipy(case):
-    first = case[0]
-    second = np.random.default_rng(0).permutation(first)
-    if len(np.unique(first)) > 1:
-        np.testing.assert_allclose(
-            spearman(first, second), stats.spearmanr(first, second)[0], rtol=0, atol=1e-12
-        )
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (metrics.classification_auroc(UNCERTAINTY, HIT | True), "no wrong row among 60 rows"),
+        (metrics.crop_win_rate(np.empty(0), np.empty(0)), "no image"),
+        (metrics.crop_correlation(np.zeros(3), np.arange(3.0)), "constant"),
+        (metrics.crop_correlation(np.empty(0), np.empty(0)), "no row"),
+        (metrics.human_correlation(np.arange(3.0), np.eye(3, dtype=int)), "constant"),
+        (metrics.human_correlation(np.arange(3.0), np.zeros((3, 2), int)), "no row"),
+        (metrics.dirac_auroc(np.arange(3.0), np.eye(3, dtype=int)), "no disputed row among 3 rows"),
+        (metrics.dirac_auroc(np.arange(3.0), np.ones((3, 2), int)), "no agreed row among 3 rows"),
+        (metrics.recall_at_1(EMBEDDING[:1], LABEL[:1]), "no other row to retrieve"),
+        (metrics.ood_auroc(UNCERTAINTY, np.empty(0)), "no downstream row among 60 rows"),
+        (metrics.quantiles(np.empty(0))["q50"], "no row"),
+    ],
+)
+def test_what_is_undefined_says_why(found, reason):
+    assert math.isnan(found)
+    assert found.reason == reason
 
 
-def test_spearman_is_right_with_large_groups_of_ties():
-    rng = np.random.default_rng(0)
-    first = rng.integers(19, size=200_000).astype(np.float32)
-    second = first + rng.integers(19, size=200_000)
-    np.testing.assert_allclose(
-        spearman(first, second), stats.spearmanr(first, second)[0], rtol=1e-12
-    )
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32])
+def test_tensors_give_the_numbers_of_arrays(name, kind):
+    given = [torch.from_numpy(column) for column in CALLS[name]]
+    given = [column.to(kind) if column.is_floating_point() else column for column in given]
+    expected = [column.numpy() for column in given]
+    same(getattr(metrics, name)(*given), getattr(metrics, name)(*expected))
 
 
-def test_spearman_is_one_of_a_rising_and_minus_one_of_a_falling_pair():
-    values = np.random.default_rng(0).normal(size=50)
-    assert spearman(values, values**3) == 1
-    assert spearman(values, -values) == -1
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_small_floats_and_tensors_with_gradients_are_ranked_as_they_are(kind):
+    uncertainty = torch.from_numpy(UNCERTAINTY).to(kind).requires_grad_()
+    expected = metrics.r_auroc(uncertainty.detach().double().numpy(), HIT)
+    same(metrics.r_auroc(uncertainty, torch.from_numpy(HIT)), expected)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [2.0, 2.0, 2.0]])
-def test_spearman_with_a_constant_is_nan(values):
-    assert math.isnan(spearman(np.array(values), np.arange(len(values)) / 1.0))
-
-
-@given(queries(most=6))
-def test_risk_is_the_mean_over_all_orders_of_tied_queries(case):
-    uncertainty, hit = case
-    risks = []
-    for order in itertools.permutations(range(len(hit))):
-        by = sorted(order, key=lambda i: uncertainty[i])
-        risks.append([np.mean(~hit[by[: i + 1]]) for i in range(len(hit))])
-    coverage, risk = risk_coverage(uncertainty, hit)
-    np.testing.assert_allclose(coverage, (np.arange(len(hit)) + 1) / len(hit))
-    np.testing.assert_allclose(risk, np.mean(risks, axis=0), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(aurc(uncertainty, hit), np.mean(risks), rtol=0, atol=1e-12)
-
-
-def test_aurc_of_hits_only_misses_only_and_a_useless_uncertainty():
-    same, hit = np.zeros(8), np.arange(8) < 6
-    assert aurc(same, np.ones(8, bool)) == 0
-    assert aurc(same, np.zeros(8, bool)) == 1
-    assert aurc(same, hit) == 0.25
-
-
-def test_empty_curves_are_empty_and_their_means_nan():
-    none, no = np.empty(0), np.empty(0, bool)
-    assert len(risk_coverage(none, no)[1]) == 0
-    assert math.isnan(aurc(none, no))
-    assert math.isnan(crop_win_rate(none, none))
+def test_a_hit_is_a_nearest_other_row_of_the_same_label():
+    unit = EMBEDDING / np.linalg.norm(EMBEDDING, axis=1, keepdims=True)
+    similarity = unit @ unit.T - 9 * np.eye(60)
+    expected = LABEL[similarity.argmax(axis=1)] == LABEL
+    np.testing.assert_array_equal(metrics.hits(EMBEDDING, LABEL), expected)
+    assert metrics.recall_at_1(EMBEDDING.astype(np.float64), LABEL) == expected.mean()
 
 
 def test_a_crop_wins_only_if_strictly_less_certain():
     plain, cropped = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.2, 0.2, 0.1, 0.9])
-    assert crop_win_rate(plain, cropped) == 0.5
+    assert metrics.crop_win_rate(plain, cropped) == 0.5
 
 
-@pytest.mark.parametrize("case", ["ties", "all_correct", "none_correct", "large"])
-def test_corner_cases_of_the_published_auroc(case):
-    golden = np.load(GOLDEN)
-    hit = golden[f"auroc.{case}.correct"].astype(bool)
-    theirs = float(golden[f"auroc.{case}.torchmetrics_f32"])
-    ours = r_auroc(golden[f"auroc.{case}.unc"], hit)
-    if case == "ties":
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-    elif case == "large":  # theirs: a float32 sigmoid makes ties of 110, 120 and 130
-        assert (ours, theirs) == (1, 0.5)
-    else:  # theirs: 0, for want of a miss or a hit
-        assert math.isnan(ours)
-        assert theirs == 0
+def test_a_crop_that_shows_more_should_be_more_certain():
+    fraction = RNG.uniform(size=50)
+    assert metrics.crop_correlation(-fraction, fraction) == 1
+    found = metrics.crop_correlation(UNCERTAINTY[:50], fraction)
+    expected = stats.spearmanr(-UNCERTAINTY[:50], fraction)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_human_correlation_is_with_the_entropy_of_rows_with_votes():
+    votes = np.where(np.arange(60)[:, None] % 7 == 0, 0, VOTES)
+    some = votes.any(axis=1)
+    entropy = stats.entropy(votes[some], axis=1).round(12)
+    expected = stats.spearmanr(UNCERTAINTY[some], entropy)[0]
+    np.testing.assert_allclose(metrics.human_correlation(UNCERTAINTY, votes), expected, rtol=1e-12)
+
+
+@given(arrays(np.int64, (3, 9), elements=st.integers(0, 9)), st.permutations(range(9)))
+def test_entropy_does_not_depend_on_which_class_got_the_votes(votes, order):
+    votes[:, 0] += 1
+    found = vote_entropy(votes)
+    np.testing.assert_array_equal(vote_entropy(votes[:, order] * 3), found)
+    np.testing.assert_allclose(found, stats.entropy(votes, axis=1), rtol=0, atol=1e-12)
+
+
+def test_a_label_is_disputed_where_votes_go_to_two_classes():
+    votes = np.array([[5, 0, 0], [0, 4, 1], [0, 0, 0], [1, 1, 1], [0, 0, 2]])
+    found = metrics.dirac_auroc(np.array([0.1, 0.3, 99.0, 0.2, 0.2]), votes)
+    assert found == roc_auc_score([0, 1, 1, 0], [0.1, 0.3, 0.2, 0.2])
+
+
+def test_quantiles_are_numpys_and_their_intervals_cover():
+    found = metrics.quantiles(UNCERTAINTY)
+    for q in (10, 25, 50, 75, 90):
+        assert found[f"q{q}"] == np.quantile(UNCERTAINTY, q / 100)
+    for name, value in (("min", UNCERTAINTY.min()), ("max", UNCERTAINTY.max())):
+        assert found[name] == value
+    assert found["mean"] == pytest.approx(UNCERTAINTY.mean())
+    assert found["iqr"] == found["q75"] - found["q25"]
+    assert math.isnan(metrics.quantiles(UNCERTAINTY[:9])["q10"].lower)
+    rng = np.random.default_rng(0)
+    drawn = [metrics.quantiles(rng.normal(size=200)) for _ in range(400)]
+    for name, truth in (("q10", stats.norm.ppf(0.1)), ("q50", 0), ("mean", 0)):
+        covered = np.mean([each[name].lower <= truth <= each[name].upper for each in drawn])
+        assert 0.92 < covered < 0.985
+
+
+def test_per_class_is_each_metric_on_the_rows_of_a_class():
+    label = np.where(np.arange(60) == 30, -4, LABEL)
+    rows = metrics.per_class(UNCERTAINTY, HIT, label).to_pylist()
+    assert [row["label"] for row in rows] == sorted(set(label.tolist()))
+    assert sum(row["count"] for row in rows) == 60
+    for row in rows[1:]:
+        mine = label == row["label"]
+        ranked = metrics.r_auroc(UNCERTAINTY[mine], HIT[mine])
+        assert row["recall"] == HIT[mine].mean()
+        assert row["uncertainty"] == pytest.approx(UNCERTAINTY[mine].mean())
+        assert (row["r_auroc"], row["r_auroc_lower"]) == (ranked, ranked.lower)
+    assert rows[0]["reason"] in ("no miss among 1 queries", "no hit among 1 queries")
+    assert metrics.per_class(np.empty(0), HIT[:0], LABEL[:0]).num_rows == 0
+
+
+@pytest.mark.parametrize("prefix", ["val.soft.up.", "val.soft.down."])
+def test_exact_numbers_of_a_published_evaluation(prefix):
+    with np.load(GOLDEN) as file:
+        golden = {name.removeprefix(prefix): file[name] for name in file if prefix in name}
+    hit = metrics.hits(golden["features"], golden["targets"])
+    assert metrics.recall_at_1(golden["features"], golden["targets"]) == golden["own_r1"]
+    found = metrics.r_auroc(golden["unc"], hit)
+    np.testing.assert_allclose(found, golden["own_auroc_correct"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("metric", [r_auroc, aurc, risk_coverage])
-def test_uncertainties_that_are_not_finite_are_never_ranked(metric, value):
-    uncertainty = np.array([0.0, 1.0, value, value], np.float32)
-    with pytest.raises(
-        ValueError, match=r"got 2 of 4 that are not, the first in row 2 \(-?(nan|inf)"
-    ):
-        metric(uncertainty, np.array([True, False, True, False]))
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("hits", "recall_at_1")])
+def test_uncertainties_that_are_not_finite_are_never_ranked(name, value):
+    first, *others = CALLS[name]
+    bad = first.copy()
+    bad[[2, 7]] = value
+    with pytest.raises(ValueError, match=r"expected finite values, got 2 of \d+ that are not, the"):
+        getattr(metrics, name)(bad, *others)
 
 
-@pytest.mark.parametrize("metric", [spearman, crop_win_rate])
-def test_neither_of_two_columns_may_be_nan(metric):
-    good, bad = np.arange(3.0), np.array([0.0, np.nan, 1.0])
-    for columns in [(good, bad), (bad, good)]:
-        with pytest.raises(
-            ValueError, match=r"got 1 of 3 that are not, the first in row 1 \(nan\)"
-        ):
-            metric(*columns)
+@pytest.mark.parametrize("name", ["crop_win_rate", "crop_correlation", "ood_auroc"])
+def test_neither_of_two_columns_may_be_nan(name):
+    with pytest.raises(ValueError, match=r"that are not, the first in row \d+ \(nan\)"):
+        getattr(metrics, name)(np.arange(3.0), np.array([0.0, np.nan, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.r_auroc(UNCERTAINTY, HIT[1:]), "in hit, got 59 rows and 60: pass"),
+        (lambda: metrics.r_auroc(UNCERTAINTY, HIT * 1), r"booleans of shape \(n\) in hit, got int"),
+        (lambda: metrics.r_auroc(LABEL, HIT), r"floats of shape \(n\) in uncertainty, got int64"),
+        (lambda: metrics.r_auroc(UNCERTAINTY[:, None], HIT), r"got float64 of shape \(60, 1\)"),
+        (lambda: metrics.hits(EMBEDDING[0], LABEL), r"of shape \(n, d\) in embedding, got float32"),
+        (lambda: metrics.hits(EMBEDDING, UNCERTAINTY), r"integers of shape \(n\) in label, got fl"),
+        (lambda: metrics.hits(EMBEDDING[:1], LABEL[:1]), "expected at least two rows, got 1"),
+        (
+            lambda: metrics.dirac_auroc(UNCERTAINTY, VOTES[:, 0]),
+            r"numbers of shape \(n, c\) in vot",
+        ),
+        (lambda: metrics.dirac_auroc(UNCERTAINTY, VOTES - 1), "counts of at least 0 in votes, got"),
+        (lambda: metrics.human_correlation(UNCERTAINTY, VOTES * np.nan), "others in 60 rows, the"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_public_names_exist_and_the_heavy_ones_are_imported_when_used():
+    code = (
+        "import sys, askance.metrics as m\n"
+        "print([x for x in ('torch', 'torchmetrics', 'faiss', 'scipy') if x in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert [name for name in dir(metrics) if not hasattr(metrics, name)] == []
+    assert not hasattr(metrics, "nothing")

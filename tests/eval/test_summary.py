@@ -9,16 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from askance.eval import metrics
-from askance.eval.intervals import interval, resample, weighted_aurc, weighted_r_auroc
-from askance.eval.summary import Queries, Scores, average, curve, nested, summarise
+from askance.eval import metrics, selective
+from askance.eval.intervals import interval, resample, weighted_r_auroc
+from askance.eval.summary import (
+    Mixture,
+    Queries,
+    Scores,
+    average,
+    curve,
+    nested,
+    summarise,
+)
 
 RNG = np.random.default_rng(0)
 HIT = np.array([True, True, False, True, False, False, True, True])
 OWN = np.array([HIT[::-1], ~HIT, np.roll(HIT, 3)])
 UNCERTAINTY = RNG.normal(size=(3, 8)).round(1)
-QUERIES = Queries("new", HIT)
-OWNER = Scores("infonce", [0, 1, 2], UNCERTAINTY, None, OWN)
+FRACTION = RNG.uniform(0.1, 0.75, 8)
+QUERIES = Queries("new", HIT, FRACTION)
+OWNER = Scores("infonce", [0, 1, 2], UNCERTAINTY, hit=OWN)
 
 
 def cells(rows):
@@ -26,15 +35,19 @@ def cells(rows):
 
 
 def summary_of(*heads, queries=QUERIES):
-    return summarise(queries, heads, 40)
+    return summarise(queries, list(heads))
+
+
+def upstream(name):
+    return Queries(name, HIT, FRACTION, None, ~HIT, np.arange(8.0))
 
 
 def test_own_hits_replace_those_of_the_set_seed_by_seed():
-    found = cells(summary_of(OWNER).rows)
+    found = cells(summary_of(OWNER).rows())
     for seed, (u, hit) in enumerate(zip(UNCERTAINTY, OWN, strict=True)):
         assert found["r_auroc", "infonce", seed]["value"] == metrics.r_auroc(u, hit)
         assert found["r_auroc", "infonce", seed]["value"] != metrics.r_auroc(u, HIT)
-        assert found["aurc", "infonce", seed]["value"] == metrics.aurc(u, hit)
+        assert found["aurc", "infonce", seed]["value"] == selective.aurc(u, hit)
         assert found["r1", "infonce", seed]["value"] == hit.mean()
     recalls = OWN.mean(axis=1)
     mean = found["r1", "infonce", -1]
@@ -46,29 +59,61 @@ def test_own_hits_replace_those_of_the_set_seed_by_seed():
 def test_own_hits_that_equal_those_of_the_set_change_nothing(uncertainty, hit):
     shared = Scores("a", [4, 7], uncertainty, uncertainty[::-1])
     own = dataclasses.replace(shared, hit=np.stack([hit, hit]))
-    queries = Queries("new", hit, ~hit, np.arange(9.0))
-    without, given = (summarise(queries, [head], 20) for head in (shared, own))
-    rest = [row for row in given.rows if row["head"] == "" or row["metric"] != "r1"]
-    np.testing.assert_equal(rest, without.rows)
-    np.testing.assert_array_equal(given.replicates["a"], without.replicates["a"])
+    queries = Queries("new", hit, np.arange(9.0), None, ~hit, np.arange(9.0))
+    without, given = (summarise(queries, [head]) for head in (shared, own))
+    rest = [row for row in given.rows() if row["head"] == "" or row["metric"] != "r1"]
+    np.testing.assert_equal(rest, without.rows())
     np.testing.assert_equal(curve(queries, own), curve(queries, shared))
 
 
-@pytest.mark.parametrize(
-    ("metric", "weighted"), [("r_auroc", weighted_r_auroc), ("aurc", weighted_aurc)]
-)
-def test_the_interval_of_own_hits_is_of_the_mean_over_seeds_on_the_same_draws(metric, weighted):
-    runs = zip(UNCERTAINTY, OWN, strict=True)
-    drawn = np.mean([resample(weighted, u[None], hit, 40, "new") for u, hit in runs], axis=0)
-    mean = cells(summary_of(OWNER).rows)[metric, "infonce", -1]
-    assert (mean["lower"], mean["upper"]) == interval(drawn)
+def test_the_interval_of_a_mean_over_seeds_is_about_that_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    hit = rng.random(400) < 0.6
+    uncertainty = rng.normal(size=(3, 400)) - 0.5 * hit + rng.normal(size=400)
+    rows = summary_of(Scores("a", [0, 1, 2], uncertainty), queries=Queries("new", hit, hit + 0.0))
+    mean = cells(rows.rows())["r_auroc", "a", -1]
+    lower, upper = interval(resample(weighted_r_auroc, uncertainty, hit, 1000))
+    assert mean["upper"] - mean["lower"] == pytest.approx(upper - lower, rel=0.15)
+    assert mean["lower"] == pytest.approx(lower, abs=0.01)
+
+
+def test_metrics_are_those_of_plain_arrays():
+    rng = np.random.default_rng(0)
+    votes = rng.integers(0, 3, (8, 4))
+    votes[2], votes[0] = 0, [3, 0, 0, 0]
+    mixture = Mixture(np.arange(10) < 5, rng.random(10) < 0.5)
+    plain, cropped, mixed = (rng.normal(size=(1, n)) for n in (8, 8, 10))
+    queries = Queries("new", HIT, FRACTION, votes, ~HIT, FRACTION, mixture)
+    found = cells(summarise(queries, [Scores("a", [0], plain, cropped, mixed)]).rows())
+    u, v, m = plain[0], cropped[0], mixed[0]
+    expected = {
+        "r_auroc": metrics.r_auroc(u, HIT),
+        "aurc": selective.aurc(u, HIT),
+        "excess_aurc": selective.excess_aurc(u, HIT),
+        "augrc": selective.augrc(u, HIT),
+        "crop_win": metrics.crop_win_rate(u, v),
+        "crop_correlation": metrics.crop_correlation(v, FRACTION),
+        "human_correlation": metrics.human_correlation(u, votes),
+        "dirac_auroc": metrics.dirac_auroc(u, votes),
+        "mixed_r_auroc": metrics.r_auroc(m, mixture.hit),
+        "ood_auroc": metrics.r_auroc(m, mixture.upstream),
+        "auroc_classification": metrics.classification_auroc(u, ~HIT),
+    }
+    for metric, estimate in expected.items():
+        row = found[metric, "a", 0]
+        assert (row["value"], row["lower"], row["upper"]) == (
+            estimate,
+            estimate.lower,
+            estimate.upper,
+        )
+    assert set(expected) | {"spearman_loss"} == {metric for metric, head, _ in found if head == "a"}
 
 
 def test_a_curve_of_own_hits_ends_at_their_own_risk():
     end = curve(QUERIES, OWNER)[-1]
     assert end["coverage"] == 1
     assert end["risk"] == pytest.approx(1 - OWN.mean())
-    risks = [metrics.risk_coverage(u, h)[1] for u, h in zip(UNCERTAINTY, OWN, strict=True)]
+    risks = [selective.risk_coverage(u, h)[1] for u, h in zip(UNCERTAINTY, OWN, strict=True)]
     points = [point["risk"] for point in curve(QUERIES, OWNER)]
     np.testing.assert_array_equal(points, np.mean(risks, axis=0))
 
@@ -76,7 +121,7 @@ def test_a_curve_of_own_hits_ends_at_their_own_risk():
 def test_one_seed_without_a_miss_is_undefined_with_its_reason_and_so_is_the_mean():
     hit = OWN.copy()
     hit[1] = True
-    found = cells(summary_of(dataclasses.replace(OWNER, hit=hit)).rows)
+    found = cells(summary_of(dataclasses.replace(OWNER, hit=hit)).rows())
     seeds = [found["r_auroc", "infonce", seed] for seed in (0, 1, 2)]
     assert [math.isnan(row["value"]) for row in seeds] == [False, True, False]
     assert [row["reason"] for row in seeds] == ["", "no miss among 8 queries", ""]
@@ -89,7 +134,7 @@ def test_one_seed_without_a_miss_is_undefined_with_its_reason_and_so_is_the_mean
 
 def test_hits_that_all_seeds_share_give_one_reason():
     heads = Scores("a", [0, 1], UNCERTAINTY[:2])
-    found = cells(summary_of(heads, queries=Queries("new", np.zeros(8, bool))).rows)
+    found = cells(summary_of(heads, queries=Queries("new", np.zeros(8, bool), FRACTION)).rows())
     assert {found["r_auroc", "a", seed]["reason"] for seed in (-1, 0, 1)} == {
         "no hit among 8 queries"
     }
@@ -98,15 +143,17 @@ def test_hits_that_all_seeds_share_give_one_reason():
 
 def test_without_a_query_all_is_undefined_with_a_reason():
     none = np.empty((1, 0))
-    head = Scores("a", [0], none, none, np.empty((1, 0), bool))
-    found = summary_of(head, queries=Queries("new", np.empty(0, bool))).rows
-    assert {row["metric"] for row in found} == {"r1", "r_auroc", "aurc", "crop_win"}
-    assert all(math.isnan(row["value"]) and row["reason"] == "no query" for row in found)
+    head = Scores("a", [0], none, none, hit=np.empty((1, 0), bool))
+    queries = Queries("new", np.empty(0, bool), np.empty(0))
+    found = summary_of(head, queries=queries).rows()
+    assert {row["metric"] for row in found} >= {"r1", "r_auroc", "aurc", "crop_win"}
+    assert all(math.isnan(row["value"]) for row in found)
+    assert {row["reason"] for row in found} == {"no query", "no row"}
 
 
 def test_only_the_seed_with_a_constant_score_has_no_rank_correlation():
     scores = Scores("a", [0, 1], np.stack([UNCERTAINTY[0], np.ones(8)]))
-    found = cells(summary_of(scores, queries=Queries("new", HIT, ~HIT, np.arange(8.0))).rows)
+    found = cells(summary_of(scores, queries=upstream("new")).rows())
     reasons = [found["spearman_loss", "a", seed]["reason"] for seed in (0, 1, -1)]
     assert reasons == ["", "constant", "seed 1: constant"]
 
@@ -115,15 +162,14 @@ def test_averages_take_own_recall_seed_by_seed_over_the_zero_shot_sets():
     other = dataclasses.replace(OWNER, hit=~OWN)
     sets = [
         summary_of(OWNER),
-        summary_of(other, queries=Queries("far", HIT)),
-        summary_of(OWNER, queries=Queries("seen", HIT, HIT, np.arange(8.0))),
+        summary_of(other, queries=Queries("far", HIT, FRACTION)),
+        summary_of(OWNER, queries=upstream("seen")),
     ]
     found = cells(average(sets))
     assert [found["r1", "infonce", seed]["value"] for seed in (0, 1, 2, -1)] == [0.5] * 4
     assert found["r1", "", -1]["value"] == HIT.mean()
-    drawn = np.mean([sets[0].replicates["infonce"], sets[1].replicates["infonce"]], axis=0)
-    mean = found["r_auroc", "infonce", -1]
-    assert (mean["lower"], mean["upper"]) == interval(drawn)
+    each = [cells(s.rows())["r_auroc", "infonce", -1]["value"] for s in sets[:2]]
+    assert found["r_auroc", "infonce", -1]["value"] == pytest.approx(np.mean(each))
 
 
 def test_a_seed_undefined_on_one_set_is_undefined_on_average_and_the_others_are_not():
@@ -131,36 +177,24 @@ def test_a_seed_undefined_on_one_set_is_undefined_on_average_and_the_others_are_
     hit[2] = False
     sets = [
         summary_of(OWNER),
-        summary_of(dataclasses.replace(OWNER, hit=hit), queries=Queries("far", HIT)),
+        summary_of(dataclasses.replace(OWNER, hit=hit), queries=Queries("far", HIT, FRACTION)),
     ]
     found = cells(average(sets))
     assert [found["r_auroc", "infonce", seed]["reason"] for seed in (0, 1, 2, -1)] == [
         "",
         "",
-        "undefined on one of the sets",
-        "seed 2: undefined on one of the sets",
+        "far: no hit among 8 queries",
+        "seed 2: far: no hit among 8 queries",
     ]
     assert math.isfinite(found["r_auroc", "infonce", 1]["value"])
     assert math.isnan(found["r_auroc", "infonce", -1]["value"])
 
 
 def test_nested_numbers_keep_the_recall_of_the_backbone_beside_that_of_the_heads():
-    tree = nested(summary_of(OWNER, Scores("norm", [0], UNCERTAINTY[:1])).rows)
+    tree = nested(summary_of(OWNER, Scores("norm", [0], UNCERTAINTY[:1])).rows())
     assert tree["r1"] == {
         "backbone": {"new": 0.625},
         "infonce": {"new": round(float(OWN.mean()), 4)},
     }
     assert set(tree["r1_sd"]) == {"infonce"}
     assert set(tree["r_auroc"]) == {"infonce", "norm"}
-
-
-def test_heads_are_summarised_one_by_one_as_they_come():
-    events = []
-
-    def scored():
-        for name in "ab":
-            events.append(f"score {name}")
-            yield Scores(name, [0], UNCERTAINTY[:1])
-
-    summarise(QUERIES, scored(), 5, lambda count: events.append(count))
-    assert events == ["score a", 1, "score b", 1]

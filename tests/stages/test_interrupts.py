@@ -37,7 +37,7 @@ def commands(root):
         "--batch",
         "4",
     ]
-    sets = ["--sets", "new", "--resamples", "5"]
+    sets = ["--sets", "new"]
     shards = f"shards 'path={root}/made/new/shards/*.tar'"
     return {
         "prepare": [root / "data" / "up", "--source", shards],

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections import defaultdict
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 from PIL import Image
 
 from askance.features.index import write_index
 from askance.features.shards import scan
-from askance.stages.report import Cell, best, certain_first, run, thumbnail
+from askance.stages.pictures import certain_first, thumbnail
+from askance.stages.report import best, run
+from askance.stages.tables import Cell, Cells, Column, Table, agreements
 
 HOSTILE = "<script>alert(1)</script>"
 NAN = float("nan")
@@ -52,21 +54,47 @@ AVERAGE = {
 }
 
 
-def table_rows():
-    def row(metric, head, name, numbers, seed=-1, reason=""):
-        value, lower, upper, sd = numbers
-        return {
-            "head": head,
-            "seed": seed,
-            "set": name,
-            "metric": metric,
-            "value": value,
-            "lower": lower,
-            "upper": upper,
-            "sd": sd,
-            "reason": reason,
-        }
+# Metrics that a set may lack: numbers by head, then by set.
+VOTED = "no disputed image among 1500 rows"
+MORE = {
+    "excess_aurc": {"ranking": {"seen": (0.1, 0.08, 0.1304, 0.0012)}},
+    "crop_correlation": {
+        "ranking": {"average": (0.42, 0.4, 0.45, 0.02)},
+        "norm": {"seen": (-0.16, -0.19, -0.13, NAN), "average": (-0.16, -0.19, -0.13, NAN)},
+    },
+    "human_correlation": {
+        "ranking": {"emoji": (0.3, 0.2, 0.4, 0.05), "average": (0.3, 0.2, 0.4, 0.05)},
+        "norm": {"emoji": (-0.04, -0.1, 0.02, NAN), "average": (-0.04, -0.1, 0.02, NAN)},
+        "neighbour-distance": {"emoji": (0.21, 0.1, 0.3, NAN)},
+    },
+    "dirac_auroc": {"ranking": {"emoji": (NAN, NAN, NAN, NAN)}},
+    "mixed_r_auroc": {"ranking": {"emoji": (0.73, 0.7, 0.76, 0.01)}},
+    "ood_auroc": {
+        "ranking": {"emoji": (0.71, 0.69, 0.72, 0.02), "average": (0.61, 0.59, 0.63, 0.02)},
+        "entropy": {"emoji": (0.81, 0.79, 0.83, NAN), "average": (0.62, 0.6, 0.64, NAN)},
+        "elk": {"emoji": (0.4, 0.38, 0.42, 0.01), "average": (0.63, 0.6, 0.65, 0.02)},
+        "norm": {"average": (0.57, 0.55, 0.59, NAN)},
+    },
+    "crop_win": {"ranking": {"average": (0.82, 0.8, 0.84, 0.01)}},
+}
 
+
+def row(metric, head, name, numbers, seed=-1, reason=""):
+    value, lower, upper, sd = numbers
+    return {
+        "head": head,
+        "seed": seed,
+        "set": name,
+        "metric": metric,
+        "value": value,
+        "lower": lower,
+        "upper": upper,
+        "sd": sd,
+        "reason": reason,
+    }
+
+
+def table_rows():
     rows = [row("r1", "", n, (v, NAN, NAN, NAN)) for n, v in zip(SETS, R1, strict=True)]
     rows.append(row("r1", "", "average", (0.684, NAN, NAN, NAN)))
     own = zip([*SETS, "average"], [*OWN_R1, 0.655], strict=True)
@@ -83,6 +111,15 @@ def table_rows():
         rows.append(row("r_auroc", head, "average", numbers))
     # One seed's own row never stands for the mean.
     return [*rows, row("r_auroc", "ranking", "seen", (0.111, 0.1, 0.12, NAN), seed=0)]
+
+
+def more_rows():
+    return [
+        row(metric, head, name, numbers, reason=VOTED if np.isnan(numbers[0]) else "")
+        for metric, heads in MORE.items()
+        for head, sets in heads.items()
+        for name, numbers in sets.items()
+    ]
 
 
 def about():
@@ -198,6 +235,40 @@ def write_folders(root):
     return results, data
 
 
+def curated():
+    """Return the summary of curate: of a set with suspect labels and twins, and of one without."""
+    suspect = {"confidence": 0.013, "suggested": 19, "suggested_class": HOSTILE}
+    suspect |= {"suggested_confidence": 0.876}
+    twins = {"similarity": 0.9912, "exact": False, "cross_label": True, "cross_split": False}
+    sides = {"first_row": 2, "first_key": "picture2", "second_row": 38, "second_key": "picture38"}
+    counts = {"images": 88, "groups": 35, "pairs": 53, "exact": 1, "cross_label": 42}
+    of_class = {"count": 1200, "mean": 0.85, "recall": 0.25, "class": HOSTILE}
+    found = {
+        "name": "seen",
+        "images": 1500,
+        "kinds": {"clean": 682, "ambiguous": 548, "mislabelled": 56, "both": 214},
+        "duplicates": counts | {"cross_split": 7},
+        "class_agreement": -0.387,
+        "reason": "",
+        "lists": {
+            "mislabelled": [suspect | {"row": 3, "key": "picture3"}],
+            "both": [suspect | {"row": 0, "key": "picture0"}] * 5,
+            "pairs": [twins | sides, twins | sides | {"cross_label": False}],
+            "classes": [of_class],
+        },
+    }
+    alone = found | {"name": "emoji", "images": 40, "kinds": None, "class_agreement": None}
+    alone |= {"reason": "1 class: nothing to rank", "duplicates": dict.fromkeys(counts, 0)}
+    alone["lists"] = {"pairs": [], "classes": [of_class]}
+    return {"head": "elk", "uncertain": 0.5, "similarity": 0.98, "sets": [found, alone]}
+
+
+def write_more(results, summary):
+    pq.write_table(pa.Table.from_pylist(table_rows() + more_rows()), results / "table.parquet")
+    (results / "curation").mkdir()
+    (results / "curation" / "summary.json").write_text(json.dumps(summary))
+
+
 @pytest.fixture
 def folders(tmp_path):
     return write_folders(tmp_path)
@@ -206,6 +277,15 @@ def folders(tmp_path):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     results, data = write_folders(tmp_path_factory.mktemp("page"))
+    run(results, data, pictures=4)
+    return (results / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The page with every metric that a set may have, and with what curate found."""
+    results, data = write_folders(tmp_path_factory.mktemp("full"))
+    write_more(results, curated())
     run(results, data, pictures=4)
     return (results / "report.html").read_text(encoding="utf-8")
 
@@ -251,6 +331,12 @@ class Reader(HTMLParser):
         return [" ".join(cell.split()) for cell in found[nth]]
 
 
+def section(page, title):
+    """Return what the page says from this heading on, up to the next."""
+    (found,) = (part for part in page.split("<h2")[1:] if f">{title}</h2>" in part)
+    return Reader(f"<h2{found}".split("</main>")[0])
+
+
 def test_main_table_shows_rounded_means_with_interval_and_deviation(page):
     row = Reader(page).row("ranking")
     assert row == [
@@ -263,8 +349,203 @@ def test_main_table_shows_rounded_means_with_interval_and_deviation(page):
     assert Reader(page).row("R@1") == ["R@1 share retrieved right", "0.71", "0.47", "0.90", "0.68"]
 
 
-def test_second_table_shows_the_other_measures(page):
-    assert Reader(page).row("ranking", nth=1)[1:] == ["0.234 / 0.66"] * 3 + ["0.77", "-0.05"]
+def test_other_measures_stand_in_a_table_for_each_set(page):
+    part = section(page, "Other measures of the same heads")
+    titles = [" ".join(cell.split()) for cell in part.rows[0][1:]]
+    assert titles == [
+        "AURC of retrieval",
+        "wins of crops",
+        "AUROC of the classifier",
+        "correlation of its loss",
+    ]
+    assert part.row("ranking") == ["ranking", "0.234", "0.66", "0.77", "-0.05"]
+    assert part.row("ranking", nth=1) == part.row("ranking", nth=2) == ["ranking", "0.234", "0.66"]
+    assert len(re.findall("<details", page)) == len(re.findall("<details open", page)) + 2 == 3
+
+
+def test_other_measures_show_intervals_in_their_own_digits(full):
+    part = section(full, "Other measures of the same heads")
+    average, seen = part.row("norm"), part.row("ranking", nth=1)
+    assert average == ["norm", "-", "-0.16 -0.19 to -0.13"]
+    assert part.row("ranking") == ["ranking", "0.82 0.80-0.84 ±0.01", "0.42 0.40-0.45 ±0.02"]
+    assert seen[1:5] == ["0.234", "0.100 0.080-0.130 ±0.001", "0.66", "-"]
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "What people doubt, too",
+        "Known or new",
+        "Two kinds of uncertainty",
+        "Images and labels that deserve a look",
+    ],
+)
+def test_what_was_not_measured_has_no_section(page, full, title):
+    assert title not in page
+    assert f">{title}</h2>" in full
+
+
+def test_people_are_compared_where_they_voted(full):
+    part = section(full, "What people doubt, too")
+    assert [" ".join(cell.split()) for cell in part.rows[0][1:]] == [
+        "emoji correlation",
+        "average correlation",
+        "emoji disputed",
+    ]
+    both = "0.30 0.20-0.40 ±0.05"
+    assert part.row("ranking") == ["ranking", both, both, "-"]
+    assert part.row("norm")[1] == "-0.04 -0.10 to 0.02"
+    assert part.row("neighbour-distance")[1:] == ["0.21 0.10-0.30", "-", "-"]
+    assert f'<abbr title="{VOTED}">' in full
+    assert [row[0].split()[0] for row in part.rows[1:]] == ["ranking", "norm", "neighbour-distance"]
+
+
+def test_mixtures_are_shown_for_heads_that_were_asked(full):
+    part = section(full, "Known or new")
+    assert part.row("ranking") == [
+        "ranking",
+        "0.73 0.70-0.76 ±0.01",
+        "0.71 0.69-0.72 ±0.02",
+        "0.61 0.59-0.63 ±0.02",
+    ]
+    assert part.row("entropy")[:2] == ["entropy †", "-"]
+    assert "neighbour-distance" not in part.text
+    assert "‡ its neighbours, and so hits" in part.text
+
+
+def test_a_line_divides_columns_of_different_kinds(full):
+    header = full.split('aria-labelledby="known"')[1].split("</thead>")[0]
+    assert re.findall(r'<th scope="col"( class="divided")?>(\w+) <small>(\w+)', header) == [
+        ("", "emoji", "mixed"),
+        (' class="divided"', "emoji", "OOD"),
+        ("", "average", "OOD"),
+    ]
+
+
+def test_both_kinds_of_uncertainty_stand_side_by_side(full):
+    part = section(full, "Two kinds of uncertainty")
+    assert [" ".join(cell.split()) for cell in part.rows[0][1:]] == [
+        "R-AUROC either",
+        "human correlation aleatoric",
+        "crop wins aleatoric",
+        "crop correlation aleatoric",
+        "OOD AUROC epistemic",
+    ]
+    assert part.row("elk")[1:] == ["0.51 0.48-0.53 ±0.02", "-", "-", "-", "0.63 0.60-0.65 ±0.02"]
+    assert "neighbour-distance" not in part.text
+    for title in ("R-AUROC", "human correlation", "crop wins", "crop correlation"):
+        assert full.count(f'aria-label="{title} against OOD AUROC"') == 1
+
+
+def test_rank_correlations_say_how_many_heads_they_are_of(full):
+    part = section(full, "Two kinds of uncertainty")
+    # R-AUROC orders elk, ranking, entropy; OOD AUROC ranking, entropy, elk
+    assert part.row("OOD", nth=0)[1:] == ["-0.50 3 heads", "- 2 heads", "- 1 heads", "- 2 heads"]
+    assert '<abbr title="heads with both: 2, fewer than 3">' in full
+    assert "chance alone" not in part.text  # three heads can't tell
+
+
+def test_rank_correlations_of_many_heads_say_what_chance_does(folders):
+    extra = [HEADS[0] | {"name": f"head{number}"} for number in range(4)]
+    (folders[0] / "run.json").write_text(json.dumps(about() | {"heads": [*HEADS, *extra]}))
+    rows = [
+        row(metric, head["name"], "average", (least + number / 10, NAN, NAN, NAN))
+        for metric, least in {"crop_win": 0.2, "ood_auroc": 0.5}.items()
+        for number, head in enumerate(extra)
+    ]
+    rows += table_rows() + more_rows()
+    pq.write_table(pa.Table.from_pylist(rows), folders[0] / "table.parquet")
+    run(*folders, pictures=1)
+    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    part = section(page, "Two kinds of uncertainty")
+    assert part.row("OOD")[3] == "0.70 5 heads"  # ranking: fifth by crops, third by OOD
+    assert "even of 5 unrelated ones, chance alone exceeds ±0.98 one time in twenty." in part.text
+
+
+def test_both_kinds_need_both(folders):
+    rows = [row for row in table_rows() + more_rows() if row["metric"] in ("r_auroc", "ood_auroc")]
+    pq.write_table(pa.Table.from_pylist(rows), folders[0] / "table.parquet")
+    run(*folders, pictures=1)
+    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    assert "Known or new" in page
+    assert "Two kinds of uncertainty" not in page
+    assert "Other measures" not in page
+
+
+def agreement(x, y):
+    cells = Cells()
+    for head, numbers in enumerate(zip(x, y, strict=True)):
+        for metric, number in zip("xy", numbers, strict=True):
+            cells[metric, str(head), "s"] = Cell(number)
+    shown = Table([Column(m, "", m, "s") for m in "xy"], [list("0123"), list("456789")])
+    return agreements(cells, shown)["x", "y"]
+
+
+def test_rank_correlations_are_those_of_scipy_over_heads_with_both():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 6, (2, 10)).astype(float)  # with ties
+    y[4] = NAN
+    found = agreement(x.tolist(), y.tolist())
+    both = np.isfinite(y)
+    assert found.value == pytest.approx(scipy.stats.spearmanr(x[both], y[both]).statistic)
+    assert (found.reason, found.heads) == ("", 9)
+
+
+def test_a_rank_correlation_of_equal_numbers_is_undefined():
+    found = agreement([0.5] * 10, list(range(10)))
+    assert np.isnan(found.value)
+    assert found.reason == "one of the two is the same for every head"
+
+
+def test_suspect_labels_show_both_classes_and_their_probabilities(full):
+    part = section(full, "Images and labels that deserve a look")
+    assert "Found by elk †‡ and by" in part.text
+    assert (
+        "56 clear images with a suspect label, 214 uncertain images with one, 548 uncertain images"
+        " without, 682 clear ones without. " in part.text
+    )
+    assert f"cat & dog 1 %; likelier: {HOSTILE} 88 %" in part.text
+    keys = [image["alt"] for image in part.images]
+    assert keys[:4] == [  # four at most: the clear one first
+        "suspect picture3, labelled cat & dog",
+        *[f"suspect picture0, labelled {HOSTILE}"] * 3,
+    ]
+
+
+def test_twins_are_shown_if_their_labels_differ(full):
+    part = section(full, "Images and labels that deserve a look")
+    assert [image["alt"] for image in part.images[4:]] == [
+        "first picture2, labelled cat & dog",
+        "second picture38, labelled owl",
+    ]
+    assert "cat & dog owl cosine 0.991" in part.text.replace("dogowl", "dog owl")
+    assert (
+        "88 near-duplicates (cosine from 0.98) in 35 groups: 53 pairs, 1 of them exact, 42 of two"
+        " labels, 7 across splits." in part.text
+    )
+
+
+def test_uncertain_classes_stand_with_their_share_of_errors(full):
+    part = section(full, "Images and labels that deserve a look")
+    assert part.rows[0] == ["class", "images", "uncertainty", "wrong"]
+    assert [" ".join(cell.split()) for cell in part.rows[1]] == [HOSTILE, "1,200", "85 %", "75 %"]
+    assert "share wrong have the rank correlation -0.39." in part.text
+
+
+def test_what_curate_could_not_ask_is_said(full):
+    part = section(full, "Images and labels that deserve a look")
+    assert "emoji 40 images Labels not judged: only where the classes are the " in part.text
+    assert "No near-duplicates (cosine from 0.98)." in part.text
+    assert '<abbr title="1 class: nothing to rank">' in full
+
+
+def test_a_summary_of_another_preparation_is_refused(folders):
+    summary = curated()
+    summary["sets"][0]["lists"]["mislabelled"][0]["key"] = "other"
+    write_more(folders[0], summary)
+    with pytest.raises(ValueError, match=r"expected 'other' in row 3 of .*curate again"):
+        run(*folders)
+    assert not (folders[0] / "report.html").exists()
 
 
 def test_undefined_values_are_a_dash_with_the_reason(page):
@@ -306,9 +587,9 @@ def test_the_best_head_is_marked_only_above_one_half(page):
 def test_heads_stand_by_kind_and_then_by_their_average(page):
     names = [row[0].split()[0] for row in Reader(page).rows if row and row[0].strip()]
     order = ["ranking", "elk", "entropy", "norm", "neighbour-distance"]
-    assert names == ["R@1", *order, *order]
+    assert names == ["R@1", *order * 4]  # R-AUROC, and other measures of three sets
     kinds = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
-    assert [kind.count("<tr>") for kind in kinds] == [2, 2, 1] * 2
+    assert [kind.count("<tr>") for kind in kinds] == [2, 2, 1] * 4
 
 
 def test_marked_heads_are_explained_wherever_they_are_shown(page):
@@ -428,13 +709,17 @@ def test_an_unreadable_picture_is_a_box_with_its_key(page, capsys, folders):
     assert "48 pictures, 2 of them unreadable" in capsys.readouterr().out
 
 
-def test_texts_are_escaped(page):
+@pytest.mark.parametrize("name", ["page", "full"])
+def test_texts_are_escaped(name, request):
+    page = request.getfixturevalue(name)
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "cat &amp; dog" in page
 
 
-def test_page_is_well_formed_self_contained_and_small(page):
+@pytest.mark.parametrize("name", ["page", "full"])
+def test_page_is_well_formed_self_contained_and_small(name, request):
+    page = request.getfixturevalue(name)
     assert Reader(page).open == []
     outside = set(re.findall(r"https?://[^\"' ]+", page))
     assert outside == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}  # namespaces
@@ -448,6 +733,12 @@ def test_page_is_well_formed_self_contained_and_small(page):
 def test_page_is_the_same_on_every_run(page, folders):
     run(*folders, pictures=4)
     assert (folders[0] / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_full_page_is_the_same_on_every_run(full, folders):
+    write_more(folders[0], curated())
+    run(*folders, pictures=4)
+    assert (folders[0] / "report.html").read_text(encoding="utf-8") == full
 
 
 @pytest.mark.parametrize(
@@ -466,7 +757,9 @@ def test_results_of_another_preparation_are_refused(folders):
     table = pq.read_table(path)
     keys = pa.array([f"other{key}" for key in table["key"].to_pylist()])
     pq.write_table(table.set_column(1, "key", keys), path)
-    with pytest.raises(ValueError, match=r"expected 'otherpicture0' in row 0 of .*evaluate again"):
+    with pytest.raises(
+        ValueError, match=r"expected 'otherpicture0' in row 0 of .*: run evaluate and"
+    ):
         run(results, data)
 
 
@@ -505,7 +798,7 @@ def test_standing_reads_the_interval(cell, standing):
 
 
 def test_best_needs_an_interval_above_one_half():
-    cells = defaultdict(Cell, {("r_auroc", "a", "s"): Cell(0.6, 0.49, 0.7)})
+    cells = Cells({("r_auroc", "a", "s"): Cell(0.6, 0.49, 0.7)})
     assert best(cells, ["a", "b"], "s") is None
     cells["r_auroc", "b", "s"] = Cell(0.7, 0.6, 0.8)
     assert best(cells, ["a", "b"], "s") == "b"

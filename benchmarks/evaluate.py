@@ -1,0 +1,173 @@
+"""Every table of an evaluation, made anew from the arrays that it wrote: no store, head or GPU.
+
+`python -m benchmarks.evaluate [RESULTS]` prints them as Markdown, and how far the numbers are from
+those of the run.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Shaped
+
+from askance.eval.figures import MARKS, marked
+from askance.eval.ranks import spearman
+from askance.eval.summary import (
+    AVERAGE,
+    MEAN,
+    Mixture,
+    Queries,
+    Row,
+    Scores,
+    Summary,
+    average,
+    summarise,
+)
+from askance.pipeline.artifacts import read_json
+
+TITLES = {
+    "r_auroc": "R-AUROC",
+    "aurc": "AURC (lower is better)",
+    "excess_aurc": "Excess AURC (lower is better)",
+    "augrc": "AUGRC (lower is better)",
+    "crop_win": "Crop wins",
+    "crop_correlation": "Rank correlation with the crop",
+    "human_correlation": "Rank correlation with people's entropy",
+    "dirac_auroc": "AUROC of images people disagree on",
+    "mixed_r_auroc": "R-AUROC in the mixture",
+    "ood_auroc": "OOD AUROC",
+    "auroc_classification": "AUROC of the upstream classifier's errors",
+    "spearman_loss": "Rank correlation with the upstream classifier's loss",
+}
+KINDS = ("r_auroc", "human_correlation", "crop_win", "crop_correlation", "ood_auroc")
+
+Cells = dict[tuple[str, str, str], Row]  # by metric, head and set: means over seeds
+
+
+def main(results: Path = Path("results")) -> None:
+    """Print all tables of the results in a folder."""
+    run = read_json(results / "run.json")
+    start = time.process_time()
+    summaries = [read(results / "queries", about, run["heads"]) for about in run["sets"]]
+    rows = [row for summary in summaries for row in summary.rows()] + average(summaries)
+    spent = time.process_time() - start
+    cells = {(r["metric"], r["head"], r["set"]): r for r in rows if r["seed"] == MEAN}
+    for metric, title in TITLES.items():
+        print_table(title, metric, run["heads"], cells)
+    print_kinds(run["heads"], cells)
+    print(*(f"{mark} {said}" for mark, said in MARKS.items()), sep="\n")
+    stored = pq.read_table(results / "table.parquet").to_pylist()
+    print(f"\n{len(rows):,} numbers in {spent:.1f} CPU-seconds; {compared(rows, stored)}")
+
+
+def read(folder: Path, about: dict, heads: list[dict]) -> Summary:
+    """Summarise a set from its tables, one row per query and one per image of its mixture."""
+    table = pq.read_table(folder / f"{about['name']}.parquet")
+    mixed, mixture = folder / f"{about['name']}.mixed.parquet", None
+    mixed = pq.read_table(mixed) if mixed.is_file() else table.select([])
+    if len(mixed.column_names):
+        mixture = Mixture(mixed["upstream"].to_numpy(), mixed["hit"].to_numpy())
+
+    def known(name: str) -> Shaped[np.ndarray, " n"] | None:
+        return table[name].to_numpy() if name in table.column_names else None
+
+    votes = known("votes")
+    queries = Queries(
+        name=about["name"],
+        hit=table["hit"].to_numpy(),
+        fraction=table["fraction"].to_numpy(),
+        votes=None if votes is None else np.stack(votes),
+        correct=known("correct"),
+        loss=known("loss"),
+        mixture=mixture,
+    )
+    scores = [
+        Scores(
+            head=head["name"],
+            seeds=head["seeds"],
+            plain=seeds(table, "uncertainty", head),
+            cropped=seeds(table, "cropped", head),
+            mixed=seeds(mixed, "uncertainty", head),
+            hit=seeds(table, "hit", head),
+            mixed_hit=seeds(mixed, "hit", head),
+        )
+        for head in heads
+    ]
+    return summarise(queries, scores)
+
+
+def seeds(table, kind: str, head: dict) -> Shaped[np.ndarray, "s n"] | None:
+    """Return the columns of a head, a row per seed; None where there are none."""
+    names = [f"{kind}/{head['name']}/{seed}" for seed in head["seeds"]]
+    if names[0] not in table.column_names:
+        return None
+    return np.stack([table[name].to_numpy() for name in names])
+
+
+def print_table(title: str, metric: str, heads: list[dict], cells: Cells) -> None:
+    """Print a metric, a row per head and a column per set that has it."""
+    sets = list(dict.fromkeys(name for found, _, name in cells if found == metric))
+    if not sets:
+        return
+    print(f"\n| {title} | {' | '.join(sets)} |\n|---|{'---|' * len(sets)}")
+    if metric == "r_auroc":
+        print(f"| R@1 of the backbone | {' | '.join(text(cells, 'r1', '', s) for s in sets)} |")
+    for head in heads:
+        line = [text(cells, metric, head["name"], name) for name in sets]
+        if metric == "r_auroc" and head["mapped"]:
+            own = [f" (R@1 {cells['r1', head['name'], name]['value']:.2f})" for name in sets]
+            line = [cell + recall for cell, recall in zip(line, own, strict=True)]
+        if any(line):
+            print(f"| {marked(head)} | {' | '.join(line)} |")
+
+
+def text(cells: Cells, metric: str, head: str, name: str) -> str:
+    """Write a number with its interval, or why it is undefined; "" where it is not measured."""
+    if (metric, head, name) not in cells:
+        return ""
+    cell = cells[metric, head, name]
+    if cell["reason"]:
+        return cell["reason"]
+    return f"{cell['value']:.3f} [{cell['lower']:.3f}, {cell['upper']:.3f}]"
+
+
+def print_kinds(heads: list[dict], cells: Cells) -> None:
+    """Print averages of what should tell two kinds of uncertainty apart, and how they go together.
+
+    Crops lose what was in the picture (aleatoric), the images of other sets were never seen
+    (epistemic).
+    """
+    kinds = [kind for kind in KINDS if any((kind, h["name"], AVERAGE) in cells for h in heads)]
+    print(f"\n| averages | {' | '.join(TITLES[kind] for kind in kinds)} |")
+    print(f"|---|{'---|' * len(kinds)}")
+    complete = [
+        head for head in heads if all((kind, head["name"], AVERAGE) in cells for kind in kinds)
+    ]
+    columns = np.array([[cells[k, h["name"], AVERAGE]["value"] for h in complete] for k in kinds])
+    for head, values in zip(complete, columns.T, strict=True):
+        print(f"| {marked(head)} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    print(f"\nRank correlations over these {len(complete)} heads:")
+    print(f"\n| | {' | '.join(TITLES[kind] for kind in kinds)} |\n|---|{'---|' * len(kinds)}")
+    for kind, first in zip(kinds, columns, strict=True):
+        line = " | ".join(f"{spearman(first, second):+.2f}" for second in columns)
+        print(f"| {TITLES[kind]} | {line} |")
+    print()
+
+
+def compared(rows: list[Row], stored: list[Row]) -> str:
+    """Say how far numbers made anew are from stored ones."""
+
+    def numbers(table: list[Row]) -> dict:
+        return {(r["metric"], r["head"], r["set"], r["seed"]): r["value"] for r in table}
+
+    new, old = numbers(rows), numbers(stored)
+    if new.keys() != old.keys():
+        return f"the run has others: {sorted(new.keys() ^ old.keys())[:3]}"
+    furthest = np.nanmax(np.abs([new[key] - old[key] for key in new]))
+    return f"the furthest from the run's own is {furthest:.1g} away"
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

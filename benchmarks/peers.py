@@ -1,0 +1,248 @@
+"""The same arrays through other libraries: which metrics agree, and why the others don't.
+
+Each difference is explained by doing as the other library does: where that doesn't give its number,
+either, the difference is unexplained and the run fails. All get float32; every library gets the
+uncertainty or, where it wants probabilities, an increasing map of the certainty.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from askance import metrics
+from askance.eval.ranks import auroc, levels
+from askance.pipeline.vision import import_torchvision
+
+import_torchvision()  # before torchmetrics, which imports it
+
+from torchmetrics.functional.classification import binary_auroc  # noqa: E402
+from torchmetrics.functional.regression import spearman_corrcoef  # noqa: E402
+
+CLOSE = 1e-6  # theirs are float32
+COVERAGE, ACCURACY = 0.07, 0.8
+
+Columns = tuple[np.ndarray, np.ndarray]
+Number = Callable[[np.ndarray, np.ndarray], float]
+
+
+class Row(NamedTuple):
+    """A metric of a library, ours, and ways to do as the library does: why, and how."""
+
+    metric: str
+    peer: str
+    theirs: Number
+    ours: Number
+    ways: dict[str, Number]
+
+
+def queries(rows: int = 300) -> dict[str, Columns]:
+    """Return uncertainties and hits: plain, tied, outside 0 to 1, and degenerate."""
+    rng = np.random.default_rng(0)
+    hit = rng.random(rows) < 0.7
+    u = rng.beta(3 - hit, 3).astype(np.float32)
+    return {
+        "no ties": (u, hit),
+        "11 levels": (u.round(1), hit),
+        "0 to 60": (np.float32(60) * u, hit),
+        "tiny": (np.float32(-1e-8) * (1 - u), hit),
+        "constant": (np.full_like(u, 0.3), hit),
+        "no miss": (u, np.ones(rows, bool)),
+        "no hit": (u, np.zeros(rows, bool)),
+    }
+
+
+def pairs() -> dict[str, Columns]:
+    """Return columns that correlate: plain, a few levels, many rows of a few levels, constant."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 200_000)).astype(np.float32)
+    second = first + second
+    return {
+        "no ties": (first[:2000], second[:2000]),
+        "levels, 2,000": (first[:2000].round(), second[:2000]),
+        "levels, 200,000": (first.round(), second),
+        "constant": (np.zeros(2000, np.float32), second[:2000]),
+    }
+
+
+def sigmoid(u: np.ndarray, hit: np.ndarray) -> float:
+    return auroc(torch.from_numpy(u).sigmoid().numpy(), ~hit)
+
+
+def rank_sums_in_int32(first: np.ndarray, second: np.ndarray) -> float:
+    """Return Spearman's correlation with sums of tied ranks that overflow."""
+    ranks = []
+    for column in (first, second):
+        level, rank = levels(column), rankdata(column)
+        total = np.rint(np.bincount(level, weights=rank)).astype(np.int64).astype(np.int32)
+        ranks.append((total / np.bincount(level))[level])
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def correlations() -> list[Row]:
+    """Return the rows of R-AUROC and Spearman's correlation."""
+    return [
+        Row(
+            "r_auroc", "torchmetrics",
+            lambda u, hit: binary_auroc(torch.from_numpy(u), torch.from_numpy(~hit)).item(),
+            metrics.r_auroc,
+            {
+                "a float32 sigmoid, as a score lies outside 0 to 1, ties what it rounds": sigmoid,
+                "0 where it is undefined (ours: NaN and why)": lambda u, hit: 0.0,
+            },
+        ),
+        Row("r_auroc", "scikit-learn", lambda u, hit: roc_auc_score(~hit, u), metrics.r_auroc, {}),
+        Row(
+            "spearman", "torchmetrics",
+            lambda a, b: spearman_corrcoef(torch.from_numpy(a), torch.from_numpy(b)).item(),
+            lambda a, b: metrics.crop_correlation(-a, b),
+            {
+                "sums of tied ranks overflow int32": rank_sums_in_int32,
+                "0 where it is undefined (ours: NaN and why)": lambda a, b: 0.0,
+            },
+        ),
+        Row(
+            "spearman", "SciPy",
+            lambda a, b: spearmanr(a, b)[0], lambda a, b: metrics.crop_correlation(-a, b), {},
+        ),
+    ]  # fmt: skip
+
+
+def probability(u: np.ndarray) -> torch.Tensor:
+    """Return the probability of class 1, from 0.6 to 0.9: larger where more certain."""
+    level = levels(u)
+    return torch.from_numpy(0.9 - 0.3 * level / max(1, level.max())).float()
+
+
+def sorted_risks(u: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """Return the risks with ties in the order that torch's sort leaves them."""
+    order = probability(u).argsort(descending=True).numpy()
+    return (~hit)[order].cumsum() / np.arange(1, len(hit) + 1)
+
+
+def trapezoids(values: np.ndarray) -> float:
+    """Return the area from coverage 1 / n to 1, by its width."""
+    return float(np.trapezoid(values) / (len(values) - 1))
+
+
+def coverage_of(risk: np.ndarray) -> float:
+    """Return the largest coverage whose risk is small enough; NaN where none is."""
+    enough = np.flatnonzero(risk <= np.float32(1 - ACCURACY))
+    return (enough[-1] + 1) / len(risk) if len(enough) else float("nan")
+
+
+def torch_uncertainty() -> ModuleType | None:
+    """Return its metrics of the risk-coverage curve, or none where it isn't installed.
+
+    Only their file is loaded: the package imports all of lightning, which they don't need.
+    """
+    package = find_spec("torch_uncertainty")
+    if package is None or package.origin is None:
+        return None
+    path = Path(package.origin).parent / "metrics" / "classification" / "risk_coverage.py"
+    spec = spec_from_file_location("risk_coverage", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def selective() -> list[Row]:
+    """Return the rows of areas and points of the risk-coverage curve; none without the library."""
+    peer = torch_uncertainty()
+    if peer is None:
+        print("torch_uncertainty is not installed: its rows are left out")
+        return []
+
+    def of(metric, *options):
+        def theirs(u, hit):
+            made = metric(*options)
+            made.update(probability(u), torch.from_numpy(hit).long())
+            return float(made.compute())
+
+        return theirs
+
+    def risk(u, hit):
+        return metrics.risk_coverage(u, hit)[1]
+
+    def share(u):
+        return np.arange(1, len(u) + 1) / len(u)
+
+    def at(risks):
+        return float(risks[int(np.ceil(len(risks) * COVERAGE)) - 1])
+
+    edge = "trapezoids from coverage 1 / n (ours: "
+    order = "tied queries in the order the sort left them (ours: the mean over all orders)"
+    return [
+        Row("aurc", "torch_uncertainty", of(peer.AURC), metrics.aurc, {
+            edge + "the mean of all n risks)": lambda u, hit: trapezoids(risk(u, hit)),
+            "the same, and " + order: lambda u, hit: trapezoids(sorted_risks(u, hit)),
+        }),
+        Row("augrc", "torch_uncertainty", of(peer.AUGRC), metrics.augrc, {
+            edge + "from 0)": lambda u, hit: trapezoids(share(u) * risk(u, hit)),
+            "the same, and " + order: lambda u, hit: trapezoids(share(u) * sorted_risks(u, hit)),
+        }),
+        Row(
+            f"risk at coverage {COVERAGE}", "torch_uncertainty", of(peer.RiskAtxCov, COVERAGE),
+            lambda u, hit: 1 - metrics.accuracy_at_coverage(u, hit, COVERAGE),
+            {
+                f"one query more: {COVERAGE} n rounds to just above a whole number":
+                    lambda u, hit: at(risk(u, hit)),
+                "the same, and " + order: lambda u, hit: at(sorted_risks(u, hit)),
+            },
+        ),
+        Row(
+            f"coverage at accuracy {ACCURACY}", "torch_uncertainty",
+            of(peer.CovAtxRisk, round(1 - ACCURACY, 9)),
+            lambda u, hit: metrics.coverage_at_accuracy(u, hit, ACCURACY),
+            {
+                "NaN where no coverage will do (ours: 0)": lambda u, hit: float("nan"),
+                "a group of tied queries is cut (ours: whole groups only)":
+                    lambda u, hit: coverage_of(sorted_risks(u, hit)),
+            },
+        ),
+    ]  # fmt: skip
+
+
+def verdict(row: Row, case: Columns, theirs: float, ours: float) -> str:
+    """Return "agree", the first reason that gives their number, or "UNEXPLAINED"."""
+
+    def close(value: float) -> bool:
+        return bool(np.isclose(theirs, value, rtol=0, atol=CLOSE, equal_nan=True))
+
+    if close(ours):
+        return "agree"
+    return next((why for why, way in row.ways.items() if close(way(*case))), "UNEXPLAINED")
+
+
+def main() -> None:
+    """Print a line per metric, library and case; fail if a difference is unexplained."""
+    warnings.simplefilter("ignore")  # of the peers, about what is undefined
+    kinds = ((correlations()[:2] + selective(), queries()), (correlations()[2:], pairs()))
+    verdicts = []
+    for rows, cases in kinds:
+        for row in rows:
+            for name, case in cases.items():
+                theirs, ours = float(row.theirs(*case)), float(row.ours(*case))
+                verdicts.append(verdict(row, case, theirs, ours))
+                print(
+                    f"{row.metric:25}{row.peer:19}{name:17}{theirs:10.6f}{ours:10.6f}"
+                    f"  {verdicts[-1]}"
+                )
+    agree, unexplained = verdicts.count("agree"), verdicts.count("UNEXPLAINED")
+    print(f"{agree} of {len(verdicts)} agree, {unexplained} unexplained")
+    if unexplained:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

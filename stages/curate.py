@@ -1,0 +1,271 @@
+"""curate: heads, stores and neighbours to the images, classes and labels that deserve a look.
+
+What a label is worth is asked only in sets whose classes are the upstream's, of a classifier that
+never saw the image: the probe, or, in the set it was fitted to, those of its cross-fitting.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import typer
+
+from askance.pipeline.artifacts import Place, atomic, place, write_json
+from askance.pipeline.command import command
+from askance.pipeline.progress import progress
+from askance.pipeline.provenance import versions
+
+if TYPE_CHECKING:
+    from askance.eval.curation import Duplicates
+    from askance.features.classify import Classifier
+    from askance.features.store import FeatureStore
+    from askance.heads.checkpoint import SavedHead
+    from askance.stages.cases import Images
+
+AT_A_TIME = 4096  # images
+
+
+class Curated(NamedTuple):
+    """A set's tables: a row per query, class and pair of near-duplicates."""
+
+    images: pa.Table
+    classes: pa.Table
+    duplicates: pa.Table
+
+
+def run(
+    models: Annotated[Path, typer.Argument(help="the folder of heads")],
+    probe: Annotated[
+        Place, typer.Argument(parser=place, help="the store with the upstream classifier")
+    ],
+    stores: Annotated[Place, typer.Argument(parser=place, help="the folder of feature stores")],
+    neighbours: Annotated[Path, typer.Argument(help="the folder of neighbours")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, results/curation")],
+    *,
+    sets: Annotated[list[str], typer.Option(help="to curate; repeat for more")],
+    upstream: Annotated[
+        list[str], typer.Option(help="those among them whose classes are the upstream's")
+    ] = [],  # noqa: B006 - typer copies it
+    head: Annotated[str, typer.Option(help="whose doubt counts; none named: the first")] = "",
+    uncertain: Annotated[
+        float, typer.Option(min=0, max=1, help="percentile from which an image is uncertain")
+    ] = 0.5,
+    similarity: Annotated[
+        float, typer.Option(min=-1, max=1, help="cosine from which images are near-duplicates")
+    ] = 0.98,
+    shown: Annotated[int, typer.Option(min=1, help="rows of each list in summary.json")] = 8,
+) -> None:
+    """Rank a set's images by doubt, and find suspect labels, near-duplicates and hard classes."""
+    from askance.features.store import FeatureStore
+    from askance.stages.cases import Images, read_neighbours
+    from askance.stages.scores import percentile, read_heads, uncertainty
+
+    if unknown := set(upstream) - set(sets):
+        raise ValueError(f"expected curate.upstream among {sets}, got {sorted(unknown)}")
+    losses, seeds = FeatureStore.open(probe), _seeds(read_heads(models), head)
+    if any(saved.note["probe"] != losses.fingerprint for saved in seeds):
+        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
+    summaries = []
+    with atomic(out) as folder, progress("curate", len(sets), "sets") as advance:
+        for name in sets:
+            store = FeatureStore.open(stores / f"{name}.zarr")
+            for saved in seeds:
+                saved.check_backbone(store.backbone, str(store.path))
+            table = read_neighbours(neighbours / f"{name}.parquet", store=store)
+            images = Images(store, table["row"].to_numpy())
+            doubt = percentile(seeds, uncertainty(seeds, images, "plain"))
+            labels = _labels(images, losses) if name in upstream else None
+            found = curated(name, images, table, doubt, labels, uncertain, similarity)
+            for kind, rows in found._asdict().items():
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                pq.write_table(rows, folder / kind / f"{name}.parquet")
+            summaries.append(summary(name, found, shown))
+            advance(1)
+        about: dict[str, Any] = {"head": seeds[0].name, "seeds": [saved.seed for saved in seeds]}
+        about |= {"uncertain": uncertain, "similarity": similarity, "versions": versions()}
+        write_json(folder / "summary.json", about | {"sets": summaries})
+    print("\n".join([f"{out}: by {seeds[0].name}", *map(_line, summaries)]))
+
+
+def _seeds(heads: list[list["SavedHead"]], name: str) -> list["SavedHead"]:
+    """Return the seeds of a head; of none named, the report's: the first without a map."""
+    if not name:
+        return min(heads, key=lambda seeds: seeds[0].head.mapped)
+    found = {seeds[0].name: seeds for seeds in heads}
+    if name not in found:
+        raise ValueError(f"expected one of the heads {', '.join(found)}, got {name!r}: train it")
+    return found[name]
+
+
+def _labels(images: "Images", losses: "FeatureStore") -> dict[str, np.ndarray]:
+    """Return what a classifier that never saw them says of the images' labels, as columns."""
+    from scipy.special import softmax
+
+    from askance.eval.curation import suspects
+    from askance.stages.cases import columns_of
+
+    store, columns = images.store, np.asarray(losses.array("classifier/label")[:])
+    column, places = columns_of(store, losses), images.places
+    fold, classifiers = _unseen(store, losses)
+
+    def probabilities() -> Iterator[np.ndarray]:
+        for start in range(0, len(places), AT_A_TIME):
+            part = places[start : start + AT_A_TIME]
+            embedding = store.some("plain", part)
+            logits = np.empty((len(part), len(columns)), np.float32)
+            for number in np.unique(fold[part]):
+                here = fold[part] == number
+                logits[here] = classifiers[number].logits(embedding[here])
+            yield softmax(logits, axis=1)
+
+    found = suspects(probabilities, column[places], len(columns))
+    return vars(found) | {"suggested": columns[found.suggested]}
+
+
+def _unseen(store: "FeatureStore", losses: "FeatureStore") -> tuple[np.ndarray, list["Classifier"]]:
+    """Return which of some classifiers never saw each image, (n,), and these classifiers."""
+    from askance.features.classify import Classifier
+
+    if "fold" not in losses.group or losses.content["upstream"] != store.fingerprint:
+        return np.zeros(len(store.rows), np.int32), [losses.classifier]
+    weights, biases = (np.asarray(losses.array(f"folds/{n}")[:]) for n in ("weight", "bias"))
+    return losses.read("fold"), list(map(Classifier, weights, biases))
+
+
+def curated(
+    name: str,
+    images: "Images",
+    neighbours: pa.Table,
+    percentile: np.ndarray,
+    labels: dict[str, np.ndarray] | None,
+    uncertain: float,
+    similarity: float,
+) -> Curated:
+    """Join all that is known of a set's queries, its classes and near-duplicates."""
+    from askance.eval.curation import by_class, kinds, ranks
+
+    label, hit, everything = images.label, neighbours["hit"].to_numpy(), _named(images.store)
+    pairs = _near_duplicates(images, neighbours, similarity)
+    group = pairs.group[images.places]
+    found = everything.take(pa.array(images.places))
+    columns = {
+        "percentile": percentile,
+        "rank": ranks(percentile, np.zeros_like(label)),
+        "rank_in_class": ranks(percentile, label),
+        "hit": hit,
+        "group": np.where(group < 0, -1, images.store.rows[group]),
+    }
+    if labels is not None:
+        suspect = labels["suggested"] != label
+        columns |= labels | {"suggested_class": _names(images.store, labels["suggested"])}
+        columns |= {"suspect": suspect, "kind": kinds(percentile >= uncertain, suspect)}
+    for column, values in columns.items():
+        found = found.append_column(column, pa.array(values))
+    classes = vars(by_class(percentile, hit, label))
+    classes |= {end: found["key"].take(pa.array(classes[end])) for end in ("uncertain", "certain")}
+    classes |= {"class": _names(images.store, classes["label"])}
+    tables = found, pa.table(classes), _pairs(everything, pairs)
+    return Curated(*(t.add_column(0, "set", pa.repeat(name, len(t))) for t in tables))
+
+
+def _named(store: "FeatureStore") -> pa.Table:
+    """Return what is known of every done row without looking at it."""
+    split = store.index.table["split"].take(pa.array(store.rows))
+    columns = {"row": store.rows, "key": store.keys, "label": store.labels}
+    return pa.table(columns | {"class": _names(store, store.labels), "split": split})
+
+
+def _names(store: "FeatureStore", label: np.ndarray) -> pa.Array:
+    """Return the names of labels; `class 3` where the source has numbers only."""
+    found, which = np.unique(label, return_inverse=True)
+    known = store.index.classes
+    return pa.array([known.get(x, f"class {x}") for x in found.tolist()]).take(pa.array(which))
+
+
+def _near_duplicates(images: "Images", table: pa.Table, similarity: float) -> "Duplicates":
+    """Return the near-duplicates among all done rows, by the neighbours of the queries."""
+    from askance.eval.curation import near_duplicates
+
+    rows = images.store.rows
+    nearest, cosine = np.zeros(len(rows), np.int64), np.full(len(rows), -np.inf)
+    nearest[images.places] = np.searchsorted(rows, table["neighbour"].to_numpy())
+    cosine[images.places] = table["similarity"].to_numpy()
+    return near_duplicates(nearest, cosine, similarity)
+
+
+def _pairs(images: pa.Table, pairs: "Duplicates") -> pa.Table:
+    """Return a row per pair of near-duplicates, with what is known of both images."""
+    first, second = images.take(pairs.first), images.take(pairs.second)
+    group = images["row"].take(pa.array(pairs.group[pairs.first]))
+    columns = {"group": group, "similarity": pairs.similarity, "exact": pairs.exact}
+    for what in ("label", "split"):
+        columns[f"cross_{what}"] = pc.not_equal(first[what], second[what])
+    for what in images.column_names:
+        columns |= {f"first_{what}": first[what], f"second_{what}": second[what]}
+    return pa.table(columns)
+
+
+def summary(name: str, found: Curated, shown: int) -> dict[str, Any]:
+    """Return a set's counts, and the first rows of each of its lists, as JSON has them.
+
+    `lists` has, of images, `uncertain` and `certain`, and, where labels were asked about,
+    `ambiguous` (the most uncertain first), `mislabelled` and `both` (first where the suggested
+    class is the most probable against the label's); `pairs` of near-duplicates, of two labels or
+    splits first, then the most similar; and `classes`, the most uncertain first.
+    """
+    from askance.eval.curation import class_agreement
+
+    images, classes, pairs = found
+    crossing = [(column, "descending") for column in ("cross_label", "cross_split", "similarity")]
+    lists = {
+        "uncertain": images.sort_by("rank"),
+        "certain": images.sort_by([("rank", "descending")]),
+        "pairs": pairs.sort_by(crossing),
+        "classes": classes.sort_by([("mean", "descending")]),
+    }
+    if "kind" in images.column_names:
+        margin = pc.subtract(images["suggested_confidence"], images["confidence"])
+        by_margin = images.append_column("margin", margin).sort_by([("margin", "descending")])
+        orders = {"ambiguous": lists["uncertain"], "mislabelled": by_margin, "both": by_margin}
+        lists |= {kind: t.filter(pc.equal(t["kind"], kind)) for kind, t in orders.items()}
+    value, reason = class_agreement(classes["mean"].to_numpy(), classes["recall"].to_numpy())
+    return {
+        "name": name,
+        "images": len(images),
+        **_counts(images, pairs),
+        "class_agreement": None if math.isnan(value) else value,
+        "reason": reason,
+        "lists": {kind: table.slice(0, shown).to_pylist() for kind, table in lists.items()},
+    }
+
+
+def _counts(images: pa.Table, pairs: pa.Table) -> dict[str, Any]:
+    """Return how many images are of each kind (None: not asked about), and the duplicates."""
+    from askance.eval.curation import KINDS
+
+    kinds = None
+    if "kind" in images.column_names:
+        kinds = {kind: pc.sum(pc.equal(images["kind"], kind)).as_py() for kind in KINDS}
+    grouped = images["group"].filter(pc.greater_equal(images["group"], 0))
+    duplicates = {"images": len(grouped), "groups": len(grouped.unique()), "pairs": len(pairs)}
+    flags = ("exact", "cross_label", "cross_split")
+    duplicates |= {flag: pc.sum(pairs[flag], min_count=0).as_py() for flag in flags}
+    return {"kinds": kinds, "duplicates": duplicates}
+
+
+def _line(summary: dict[str, Any]) -> str:
+    twins, kinds = summary["duplicates"], summary["kinds"] or {}
+    text = f"{summary['name']}: {summary['images']:,} images, {twins['images']:,} near-duplicates"
+    text += f" in {twins['groups']:,} groups, {twins['cross_label']:,} pairs of two labels"
+    return "; ".join([text, *(f"{count:,} {kind}" for kind, count in kinds.items())])
+
+
+main = command(run)
+
+if __name__ == "__main__":
+    typer.run(main)
