@@ -10,10 +10,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = ("Model", "load", "open_store")  # of askance.model
-__all__ = ["Model", "__version__", "load", "open_store"]
+__all__ = ["Model", "__version__", "load", "metrics", "open_store"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "metrics":
+        return import_module("askance.metrics")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'askance' has no attribute {name!r}")
     return getattr(import_module("askance.model"), name)

@@ -1,21 +1,22 @@
 """Abstention: what leaving uncertain images out does to retrieval, as queries or in the gallery.
 
-Comes in: embeddings, labels, uncertainties (larger is less certain). Goes out: which rows are kept,
-and recalls with their counts.
+Comes in: embeddings, labels, uncertainties (larger is less certain), neighbours among all. Goes
+out: which rows are kept, and recalls with their counts.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
-from askance.eval.cosine import Rows
+from askance.eval.cosine import Ids, Rows
 from askance.eval.ranks import check_finite
 from askance.eval.retrieval import neighbours
 
 Kept = Bool[np.ndarray, " n"]
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)  # falling: what is kept is among what was
+PER_CLASS = 0.9  # as published
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def kept_per_class(
     Raises:
         ValueError: an uncertainty is NaN or infinite; a share outside 0 to 1.
 
-    Source: "safe retrieval" in the program of PVU (arXiv 2402.16569), with a share of 0.9.
+    Source: "safe retrieval" in the program of PVU (arXiv 2402.16569), with `PER_CLASS`.
 
     Example:
         >>> kept_per_class(np.array([0.4, 0.1, 0.9, 0.8]), np.array([0, 0, 1, 1]), 0.9)
@@ -89,28 +90,52 @@ def kept_per_class(
     return uncertainty <= threshold[of]
 
 
+def nearest_safe(
+    embedding: Rows, queries: Ids, nearest: Int64[np.ndarray, " q"], safe: Kept
+) -> Int64[np.ndarray, " q"]:
+    """Return each query's nearest other safe row; only queries whose neighbour isn't search again.
+
+    Args:
+        embedding: (n, d), of all rows.
+        queries: rows, ascending; safe or not. A query never finds itself.
+        nearest: each query's nearest other row among all, or among any that include the safe ones.
+        safe: which rows to search, from `kept` or `kept_per_class`.
+
+    Returns:
+        Rows; of a lone safe row itself, which has no other to find.
+
+    Raises:
+        ValueError: no row is safe.
+    """
+    again, gallery = np.flatnonzero(~safe[nearest]), np.flatnonzero(safe)
+    if not len(gallery):
+        raise ValueError("expected at least one safe row, got none: keep more")
+    if len(gallery) == 1:
+        return np.full_like(nearest, gallery[0])
+    found = nearest.copy()
+    if len(again):
+        found[again] = neighbours(embedding, queries=queries[again], gallery=gallery).row
+    return found
+
+
 def safe_retrieval(
-    embedding: Rows,
     label: Integer[np.ndarray, " n"],
-    nearest: Int64[np.ndarray, " n"],
+    queries: Ids,
+    nearest: Int64[np.ndarray, " q"],
+    among_safe: Int64[np.ndarray, " q"],
     safe: Kept,
 ) -> dict[str, Recall]:
     """Return recall at 1 with all or only safe rows, as queries and in the gallery.
 
-    A query never finds itself, whether or not it is in the gallery. Only queries whose neighbour
-    is not safe search again.
-
     Args:
-        embedding: (n, d), of all rows.
         label: of all rows.
-        nearest: the nearest other row of every row among all, as `neighbours` gives them.
-        safe: which rows to keep, from `kept` or `kept_per_class`.
+        queries: rows, ascending.
+        nearest: each query's nearest other row among all, as `neighbours` gives them.
+        among_safe: each query's nearest other safe row, from `nearest_safe`.
+        safe: which rows are.
 
     Returns:
         Four recalls, by name: "full", "safe gallery", "safe gallery and queries", "safe queries".
-
-    Raises:
-        ValueError: a safe row without any other, or no safe row.
 
     Source: the program of PVU (arXiv 2402.16569), where it is commented out; there a query is left
         out of the gallery by its place among the queries, which is wrong once they are a subset.
@@ -118,24 +143,18 @@ def safe_retrieval(
     Example:
         >>> embedding = np.array([[4, 0], [4, 1], [0, 4], [1, 4], [3, 2]], np.float32)
         >>> label, safe = np.array([0, 0, 1, 1, 1]), np.array([True, True, True, True, False])
-        >>> nearest = neighbours(embedding).row
-        >>> found = safe_retrieval(embedding, label, nearest, safe)
+        >>> queries, nearest = np.arange(5), neighbours(embedding).row
+        >>> among_safe = nearest_safe(embedding, queries, nearest, safe)
+        >>> found = safe_retrieval(label, queries, nearest, among_safe, safe)
         >>> {name: recall.value for name, recall in found.items()}
         {'full': 0.8, 'safe gallery': 0.8, 'safe gallery and queries': 1.0, 'safe queries': 1.0}
     """
-    if not safe.any():
-        raise ValueError("expected at least one safe row, got none: keep more")
-    again = np.flatnonzero(~safe[nearest])
-    among_safe = nearest.copy()
-    if len(again):
-        gallery = np.flatnonzero(safe)
-        among_safe[again] = neighbours(embedding, queries=again, gallery=gallery).row
-    every = np.ones_like(safe)
+    every, everyone, certain = np.ones_like(safe), np.ones(len(queries), bool), safe[queries]
     return {
-        "full": _recall(label, nearest, every, every),
-        "safe gallery": _recall(label, among_safe, every, safe),
-        "safe gallery and queries": _recall(label, among_safe, safe, safe),
-        "safe queries": _recall(label, nearest, safe, every),
+        "full": _recall(label, queries, nearest, everyone, every),
+        "safe gallery": _recall(label, queries, among_safe, everyone, safe),
+        "safe gallery and queries": _recall(label, queries, among_safe, certain, safe),
+        "safe queries": _recall(label, queries, nearest, certain, every),
     }
 
 
@@ -143,32 +162,62 @@ def curve(
     embedding: Rows,
     label: Integer[np.ndarray, " n"],
     uncertainty: Float[np.ndarray, " n"],
-    shares: Sequence[float],
+    queries: Ids,
+    nearest: Int64[np.ndarray, " q"],
 ) -> list[dict[str, object]]:
-    """Return `safe_retrieval` for several shares kept, as rows of a table.
+    """Return `safe_retrieval` for all `SHARES`, and for `PER_CLASS` of each class, as a table.
+
+    Args:
+        embedding: (n, d), of all rows.
+        label: of all rows.
+        uncertainty: of all rows: the gallery is kept by it, too.
+        queries: rows, ascending.
+        nearest: each query's nearest other row among all.
+
+    Returns:
+        Rows with the rule ("global" or "per class"), the share to keep, the share kept (ties keep
+        more), the case, and its recall, counts and reason.
 
     Raises:
-        ValueError: an uncertainty is NaN or infinite; a share outside 0 to 1, or so small that a
-            row has no other.
+        ValueError: an uncertainty is NaN or infinite.
     """
-    nearest = neighbours(embedding).row
+    rows, found = [], nearest
+    for keep in SHARES:
+        safe = kept(uncertainty, keep)
+        found = nearest_safe(embedding, queries, found, safe)
+        recalls = safe_retrieval(label, queries, nearest, found, safe)
+        rows += _rows("global", keep, safe, recalls)
+    safe = kept_per_class(uncertainty, label, PER_CLASS)
+    found = nearest_safe(embedding, queries, nearest, safe)
+    recalls = safe_retrieval(label, queries, nearest, found, safe)
+    return rows + _rows("per class", PER_CLASS, safe, recalls)
+
+
+def _rows(
+    rule: str, keep: float, safe: Kept, recalls: dict[str, Recall]
+) -> list[dict[str, object]]:
+    about = {"rule": rule, "keep": keep, "share": float(safe.mean())}
     return [
-        {"share": share, "case": case, "recall": recall.value, **vars(recall)}
-        for share in shares
-        for case, recall in safe_retrieval(
-            embedding, label, nearest, kept(uncertainty, share)
-        ).items()
+        about
+        | {"case": case, "recall": recall.value, "queries": recall.queries}
+        | {"gallery": recall.gallery, "hopeless": recall.hopeless, "reason": recall.reason}
+        for case, recall in recalls.items()
     ]
 
 
 def _recall(
-    label: Integer[np.ndarray, " n"], row: Int64[np.ndarray, " n"], queries: Kept, gallery: Kept
+    label: Integer[np.ndarray, " n"],
+    queries: Ids,
+    found: Int64[np.ndarray, " q"],
+    asked: Bool[np.ndarray, " q"],
+    gallery: Kept,
 ) -> Recall:
     classes, of = np.unique(label, return_inverse=True)
-    others = np.bincount(of[gallery], minlength=len(classes))[of] - gallery
+    others = np.bincount(of[gallery], minlength=len(classes))[of[queries]] - gallery[queries]
+    hit = (label[found] == label[queries]) & (others > 0)  # a lone row finds itself
     return Recall(
-        queries=int(queries.sum()),
+        queries=int(asked.sum()),
         gallery=int(gallery.sum()),
-        hits=int((label[row] == label)[queries].sum()),
-        hopeless=int((others == 0)[queries].sum()),
+        hits=int(hit[asked].sum()),
+        hopeless=int((others == 0)[asked].sum()),
     )

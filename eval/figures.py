@@ -150,6 +150,31 @@ def risk_coverage(
     return _svg((2.4, 2.0), f"Risk by coverage on {group}", draw)
 
 
+def recall_by_share(
+    curves: Mapping[str, Sequence[tuple[float, float]]], looks: Mapping[str, Style], group: str
+) -> str:
+    """Draw one data set's recalls against the share of the images kept, a line for each case.
+
+    Undefined (NaN) recalls are gaps. Each data set has its own range, of 0.1 at least.
+    """
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for case, look in looks.items():
+            line = {"color": look.color, "ls": look.dash, "lw": look.width, "marker": look.marker}
+            axes.plot(*zip(*curves[case], strict=True), **line, ms=3.5, zorder=2 + look.width)
+        recalls = [recall for curve in curves.values() for _, recall in curve]
+        known = [recall for recall in recalls if math.isfinite(recall)] or [0.5]
+        middle, half = (min(known) + max(known)) / 2, (max(known) - min(known)) / 2
+        axes.set_ylim(middle - 1.1 * max(half, 0.05), middle + 1.1 * max(half, 0.05))
+        axes.set(xlim=(0.47, 1.03), xlabel="share kept", ylabel="R@1")
+        axes.set_xticks([0.5, 0.75, 1], ["0.5", "0.75", "1"])
+        axes.set_title(group, parse_math=False)
+        axes.grid()
+
+    return _svg((2.4, 2.0), f"R@1 by share kept on {group}", draw)
+
+
 def against(
     places: Mapping[str, tuple[float, float]], looks: Mapping[str, Style], x: str, y: str
 ) -> str:

@@ -31,11 +31,12 @@ AT_A_TIME = 4096  # images
 
 
 class Curated(NamedTuple):
-    """A set's tables: a row per query, class and pair of near-duplicates."""
+    """A set's tables: a row per query, class, pair of near-duplicates, case of safe retrieval."""
 
     images: pa.Table
     classes: pa.Table
     duplicates: pa.Table
+    safe: pa.Table
 
 
 def run(
@@ -77,8 +78,8 @@ def run(
             for saved in seeds:
                 saved.check_backbone(store.backbone, str(store.path))
             table = read_neighbours(neighbours / f"{name}.parquet", store=store)
-            images = Images(store, table["row"].to_numpy())
-            doubt = percentile(seeds, uncertainty(seeds, images, "plain"))
+            images, every = Images(store, table["row"].to_numpy()), Images(store, store.rows)
+            doubt = percentile(seeds, uncertainty(seeds, every, "plain"))  # the gallery's, too
             labels = _labels(images, losses) if name in upstream else None
             found = curated(name, images, table, doubt, labels, uncertain, similarity)
             for kind, rows in found._asdict().items():
@@ -141,35 +142,42 @@ def curated(
     name: str,
     images: "Images",
     neighbours: pa.Table,
-    percentile: np.ndarray,
+    doubt: np.ndarray,
     labels: dict[str, np.ndarray] | None,
     uncertain: float,
     similarity: float,
 ) -> Curated:
-    """Join all that is known of a set's queries, its classes and near-duplicates."""
+    """Join all that is known of a set's queries, its classes and near-duplicates.
+
+    `doubt` is the percentile of every done row; `labels`, of the queries.
+    """
+    from askance.eval.abstention import curve
     from askance.eval.curation import by_class, kinds, ranks
 
-    label, hit, everything = images.label, neighbours["hit"].to_numpy(), _named(images.store)
-    pairs = _near_duplicates(images, neighbours, similarity)
-    group = pairs.group[images.places]
-    found = everything.take(pa.array(images.places))
+    store, places, label = images.store, images.places, images.label
+    hit, percentile, everything = neighbours["hit"].to_numpy(), doubt[places], _named(store)
+    nearest = np.searchsorted(store.rows, neighbours["neighbour"].to_numpy())
+    pairs = _near_duplicates(images, nearest, neighbours["similarity"].to_numpy(), similarity)
+    group = pairs.group[places]
+    found = everything.take(pa.array(places))
     columns = {
         "percentile": percentile,
         "rank": ranks(percentile, np.zeros_like(label)),
         "rank_in_class": ranks(percentile, label),
         "hit": hit,
-        "group": np.where(group < 0, -1, images.store.rows[group]),
+        "group": np.where(group < 0, -1, store.rows[group]),
     }
     if labels is not None:
         suspect = labels["suggested"] != label
-        columns |= labels | {"suggested_class": _names(images.store, labels["suggested"])}
+        columns |= labels | {"suggested_class": _names(store, labels["suggested"])}
         columns |= {"suspect": suspect, "kind": kinds(percentile >= uncertain, suspect)}
     for column, values in columns.items():
         found = found.append_column(column, pa.array(values))
     classes = vars(by_class(percentile, hit, label))
     classes |= {end: found["key"].take(pa.array(classes[end])) for end in ("uncertain", "certain")}
-    classes |= {"class": _names(images.store, classes["label"])}
-    tables = found, pa.table(classes), _pairs(everything, pairs)
+    classes |= {"class": _names(store, classes["label"])}
+    safe = curve(store.slices("plain"), store.labels, doubt, places, nearest)
+    tables = found, pa.table(classes), _pairs(everything, pairs), pa.Table.from_pylist(safe)
     return Curated(*(t.add_column(0, "set", pa.repeat(name, len(t))) for t in tables))
 
 
@@ -187,15 +195,16 @@ def _names(store: "FeatureStore", label: np.ndarray) -> pa.Array:
     return pa.array([known.get(x, f"class {x}") for x in found.tolist()]).take(pa.array(which))
 
 
-def _near_duplicates(images: "Images", table: pa.Table, similarity: float) -> "Duplicates":
+def _near_duplicates(
+    images: "Images", nearest: np.ndarray, similarity: np.ndarray, above: float
+) -> "Duplicates":
     """Return the near-duplicates among all done rows, by the neighbours of the queries."""
     from askance.eval.curation import near_duplicates
 
-    rows = images.store.rows
-    nearest, cosine = np.zeros(len(rows), np.int64), np.full(len(rows), -np.inf)
-    nearest[images.places] = np.searchsorted(rows, table["neighbour"].to_numpy())
-    cosine[images.places] = table["similarity"].to_numpy()
-    return near_duplicates(nearest, cosine, similarity)
+    n = len(images.store.rows)
+    neighbour, cosine = np.zeros(n, np.int64), np.full(n, -np.inf)
+    neighbour[images.places], cosine[images.places] = nearest, similarity
+    return near_duplicates(neighbour, cosine, above)
 
 
 def _pairs(images: pa.Table, pairs: "Duplicates") -> pa.Table:
@@ -216,11 +225,12 @@ def summary(name: str, found: Curated, shown: int) -> dict[str, Any]:
     `lists` has, of images, `uncertain` and `certain`, and, where labels were asked about,
     `ambiguous` (the most uncertain first), `mislabelled` and `both` (first where the suggested
     class is the most probable against the label's); `pairs` of near-duplicates, of two labels or
-    splits first, then the most similar; and `classes`, the most uncertain first.
+    splits first, then the most similar; and `classes`, the most uncertain first. `safe` is safe
+    retrieval, all of it.
     """
     from askance.eval.curation import class_agreement
 
-    images, classes, pairs = found
+    images, classes, pairs, safe = found
     crossing = [(column, "descending") for column in ("cross_label", "cross_split", "similarity")]
     lists = {
         "uncertain": images.sort_by("rank"),
@@ -238,8 +248,9 @@ def summary(name: str, found: Curated, shown: int) -> dict[str, Any]:
         "name": name,
         "images": len(images),
         **_counts(images, pairs),
-        "class_agreement": None if math.isnan(value) else value,
+        "class_agreement": _number(value),
         "reason": reason,
+        "safe": [row | {"recall": _number(row["recall"])} for row in safe.to_pylist()],
         "lists": {kind: table.slice(0, shown).to_pylist() for kind, table in lists.items()},
     }
 
@@ -256,6 +267,10 @@ def _counts(images: pa.Table, pairs: pa.Table) -> dict[str, Any]:
     flags = ("exact", "cross_label", "cross_split")
     duplicates |= {flag: pc.sum(pairs[flag], min_count=0).as_py() for flag in flags}
     return {"kinds": kinds, "duplicates": duplicates}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _line(summary: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ where it ran, and the prepared sets, for their pictures. Goes out: report.html, 
 nothing beside it.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from askance.eval.figures import (
     against,
     dots,
     marked,
+    recall_by_share,
     risk_coverage,
     styles,
     swatch,
@@ -34,9 +36,11 @@ from askance.stages.tables import (
     COIN,
     Cells,
     Column,
+    Kept,
     Table,
     agreements,
     human,
+    kept,
     known,
     measures,
     read_cells,
@@ -44,6 +48,7 @@ from askance.stages.tables import (
     two_kinds,
 )
 
+CASES = styles(["safe queries", "safe gallery and queries", "safe gallery"], ["full"])
 PAGE = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -92,6 +97,8 @@ def page(
     estimates = [Dot(c, labels[h], *cells["r_auroc", h, c][:3]) for c in columns for h in labels]
     points = [Point(p["set"], labels[p["head"]], p["coverage"], p["risk"]) for p in curves]
     kinds = two_kinds(cells, groups[:2])
+    curated = curation.sets if curation else []
+    safe = {each.about["name"]: kept(each.about["safe"]) for each in curated}
     return PAGE.get_template("report.html").render(
         run=run,
         about={head["name"]: head for head in run["heads"]},
@@ -118,6 +125,9 @@ def page(
         kinds=kinds,
         scatters=scatters(cells, kinds, {head: looks[labels[head]] for head in heads}),
         agreements=agreements(cells, kinds),
+        safe=safe,
+        safe_swatches={case: Markup(swatch(look)) for case, look in CASES.items()},
+        safe_panels=[Markup(dropping(name, found)) for name, found in safe.items()],
         curation=curation,
     )
 
@@ -133,6 +143,20 @@ def scatters(cells: Cells, kinds: Table, looks: dict[str, Style]) -> list[Markup
         return Markup(against(places, looks, x.title, y.title))
 
     return [draw(x, y) for x in kinds.columns[-1:] for y in kinds.columns[:-1]]
+
+
+def dropping(name: str, found: list[Kept]) -> str:
+    """Draw what leaving out a share of all of a set's images does to its recall."""
+    shares = [each for each in found if each.rule == "global"]
+    curves = {
+        case: [(each.share, _defined(each.cases[case]["recall"])) for each in shares]
+        for case in CASES
+    }
+    return recall_by_share(curves, CASES, name)
+
+
+def _defined(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def main_head(heads: list[Json]) -> str:

@@ -1,13 +1,14 @@
 """The report's tables: which metrics and heads have numbers, and how alike metrics rank the heads.
 
-Comes in: evaluate's table. Goes out: its means over seeds, the columns of each of the report's
-tables that have numbers, and rank correlations between columns.
+Comes in: evaluate's table, and curate's recalls. Goes out: means over seeds, the columns of each
+of the report's tables that have numbers, and rank correlations between columns.
 """
 
 import math
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,12 +70,30 @@ class Agreement(NamedTuple):
     heads: int
 
 
+class Kept(NamedTuple):
+    """Where a rule keeps a share of a set's images: what it kept, and rows of recall by case."""
+
+    rule: str
+    keep: float
+    share: float
+    cases: dict[str, dict[str, Any]]
+
+
 def read_cells(path: Path) -> Cells:
     """Read the table; a row over all seeds (-1) counts before those of one."""
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: -row["seed"])
     keys = [(row["metric"], row["head"], row["set"]) for row in rows]
     found = (Cell(*(row[field] for field in Cell._fields)) for row in rows)
     return Cells(zip(keys, found, strict=True))
+
+
+def kept(rows: list[dict[str, Any]]) -> list[Kept]:
+    """Gather curate's recalls of a set by rule and share, in their order."""
+    groups = groupby(rows, key=itemgetter("rule", "keep", "share"))
+    return [
+        Kept(rule, keep, share, {row["case"]: row for row in found})
+        for (rule, keep, share), found in groups
+    ]
 
 
 def table(cells: Cells, groups: list[list[str]], columns: list[Column]) -> Table:

@@ -15,6 +15,7 @@ from askance.eval.figures import (
     against,
     dots,
     marked,
+    recall_by_share,
     risk_coverage,
     styles,
     swatch,
@@ -61,6 +62,8 @@ def charts():
         dots(ESTIMATES, LOOKS, HOSTILE),
         risk_coverage(POINTS, LOOKS, "emoji", 0.5),
         risk_coverage([], LOOKS, HOSTILE, math.nan),
+        recall_by_share({case: [(1.0, 0.4), (0.5, 0.5)] for case in LOOKS}, LOOKS, "emoji"),
+        recall_by_share({case: [(1.0, math.nan)] for case in LOOKS}, LOOKS, HOSTILE),
         against({"ranking": (0.6, 0.5), "entropy": (0.4, 0.7)}, LOOKS, "OOD AUROC", "R-AUROC"),
         against({}, LOOKS, HOSTILE, HOSTILE),
         *(swatch(look) for look in LOOKS.values()),
@@ -148,6 +151,32 @@ def test_risk_coverage_leaves_out_undefined_risks_and_sorts_by_coverage():
     x = [float(x) for x in re.findall(r"[ML] ([\d.]+)", path[0].get("d"))]
     assert len(x) == 2
     assert x == sorted(x)
+
+
+def test_recall_by_share_has_a_line_and_markers_for_each_case():
+    curves = {"ranking": [(1.0, 0.4), (0.7, 0.5), (0.5, 0.6)], "entropy": [(1.0, 0.4), (0.5, 0.3)]}
+    looks = styles(list(curves))
+    svg = recall_by_share(curves, looks, "emoji")
+    for color, (case, points) in zip(COLORS, curves.items(), strict=False):
+        (line,) = lines(svg, color)
+        x, y = (
+            [float(n) for n in re.findall(p, line.get("d"))]
+            for p in (r"[ML] ([\d.]+)", r"[ML] [\d.]+ ([\d.]+)")
+        )
+        assert len(markers(svg, color)) == len(points)
+        assert x == sorted(x, reverse=True)
+        assert y == sorted(y, reverse=case == "ranking")  # y grows downwards
+    assert [text for text in texts(svg) if text[0].isalpha()] == ["share kept", "R@1", "emoji"]
+    assert ElementTree.fromstring(svg).get("aria-label") == "R@1 by share kept on emoji"
+
+
+def test_undefined_recalls_are_gaps_and_equal_ones_have_a_range():
+    looks = styles(["ranking"])
+    svg = recall_by_share({"ranking": [(1.0, 0.4), (0.7, math.nan), (0.5, 0.4)]}, looks, "a")
+    (line,) = lines(svg, COLORS[0])
+    assert line.get("d").count("M") == 2
+    assert len(markers(svg, COLORS[0])) == 2
+    assert {0.35, 0.4, 0.45} <= {float(text) for text in texts(svg) if text[0] == "0"}
 
 
 def test_against_draws_a_dot_for_each_head_with_both_numbers():

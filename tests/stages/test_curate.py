@@ -110,6 +110,69 @@ def test_a_copy_under_another_label_is_found(curated):
     }  # fmt: skip
 
 
+def safe(curated, name, rule, keep):
+    rows = pq.read_table(curated / "safe" / f"{name}.parquet").to_pylist()
+    return {row["case"]: row for row in rows if (row["rule"], row["keep"]) == (rule, keep)}
+
+
+def found_by_hand(chain, queries, kept):
+    """Return recall, queries, gallery and hopeless ones of each case in `new`, by definition."""
+    store = FeatureStore.open(chain / "stores" / "new.zarr")
+    rows, label = store.embedding("plain").astype(np.float64), store.labels
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = np.round(rows @ rows.T, 12)
+    np.fill_diagonal(cosine, -np.inf)
+    every, found = np.arange(30), {}
+    safely = {"full": (queries, every), "safe gallery": (queries, kept)}
+    some = np.intersect1d(queries, kept)
+    safely |= {"safe gallery and queries": (some, kept), "safe queries": (some, every)}
+    for case, (asked, gallery) in safely.items():
+        hit = label[gallery[cosine[np.ix_(asked, gallery)].argmax(axis=1)]] == label[asked]
+        alone = sum(not (label[np.setdiff1d(gallery, row)] == label[row]).any() for row in asked)
+        found[case] = (hit.mean(), len(asked), len(gallery), alone)
+    return found
+
+
+def most_certain(curated, count):
+    percentile = np.array(images(curated, "new")["percentile"])
+    return np.flatnonzero(percentile <= np.sort(percentile)[count - 1])
+
+
+def numbers(rows):
+    return {
+        case: (row["recall"], row["queries"], row["gallery"], row["hopeless"])
+        for case, row in rows.items()
+    }
+
+
+@pytest.mark.parametrize(("keep", "count"), [(1.0, 30), (0.9, 27), (0.5, 15)])
+def test_leaving_out_the_uncertain_is_as_by_hand(chain, curated, keep, count):
+    kept = most_certain(curated, count)
+    assert len(kept) == count  # no tie with the last
+    expected = found_by_hand(chain, np.arange(30), kept)
+    found = safe(curated, "new", "global", keep)
+    assert numbers(found) == expected
+    assert {(row["set"], row["share"]) for row in found.values()} == {("new", count / 30)}
+
+
+def test_leaving_out_the_uncertain_of_each_class_is_as_by_hand(chain, curated):
+    table = images(curated, "new")
+    largest = [row for row, rank in enumerate(table["rank_in_class"]) if rank == 0]
+    expected = found_by_hand(chain, np.arange(30), np.setdiff1d(np.arange(30), largest))
+    assert numbers(safe(curated, "new", "per class", 0.9)) == expected
+
+
+def test_the_summary_has_all_of_safe_retrieval(curated):
+    for name, each in summaries(curated)[1].items():
+        rows = pq.read_table(curated / "safe" / f"{name}.parquet").to_pylist()
+        assert each["safe"] == rows
+        assert len(rows) == 28
+        assert list(rows[0]) == [
+            "set", "rule", "keep", "share", "case", "recall", "queries", "gallery", "hopeless",
+            "reason",
+        ]  # fmt: skip
+
+
 def test_upstream_labels_are_judged_by_the_probes_that_never_saw_the_image(chain, curated):
     table = images(curated, "upstream")
     losses = FeatureStore.open(chain / "stores" / "upstream.probe.zarr")
@@ -180,18 +243,42 @@ def test_the_summary_has_the_first_of_each_list(curated):
     assert means == sorted(means, reverse=True)
 
 
-def test_only_images_that_were_queries_are_listed_but_their_copies_are_found(chain, tmp_path):
-    root = tmp_path / "part"
+def part(chain, root, queries):
+    """Curate `new` where only some queries were drawn."""
     root.mkdir()
     for name in ("models", "stores"):
         (root / name).symlink_to(chain / name)
     (root / "neighbours").mkdir()
-    table = pq.read_table(chain / "neighbours" / "new.parquet").slice(25)
+    table = pq.read_table(chain / "neighbours" / "new.parquet").take(queries)
     pq.write_table(table, root / "neighbours" / "new.parquet")
     run(root, sets=["new"], upstream=[])
-    assert images(root / "curation", "new")["key"] == [f"k{i:03}" for i in range(25, 30)]
-    [pair] = pq.read_table(root / "curation" / "duplicates" / "new.parquet").to_pylist()
+    return root / "curation"
+
+
+def test_only_images_that_were_queries_are_listed_but_their_copies_are_found(chain, tmp_path):
+    found = part(chain, tmp_path / "part", np.arange(25, 30))
+    assert images(found, "new")["key"] == [f"k{i:03}" for i in range(25, 30)]
+    [pair] = pq.read_table(found / "duplicates" / "new.parquet").to_pylist()
     assert (pair["first_key"], pair["second_key"]) == (ORIGINAL, COPY)
+
+
+def test_of_some_queries_the_gallery_is_still_all_images(chain, curated, tmp_path):
+    queries = np.arange(3, 20, 2)
+    found = part(chain, tmp_path / "part", queries)
+    expected = found_by_hand(chain, queries, most_certain(curated, 27))
+    assert numbers(safe(found, "new", "global", 0.9)) == expected
+
+
+def test_where_every_query_is_left_out_recall_is_undefined(chain, curated, tmp_path):
+    last = np.argsort(images(curated, "new")["percentile"])[-1:]
+    found = part(chain, tmp_path / "part", last)
+    row = safe(found, "new", "global", 0.9)["safe queries"]
+    assert np.isnan(row["recall"])
+    assert (row["queries"], row["reason"]) == (0, "no query")
+    [each] = summaries(found)[0]["sets"]
+    undefined = [row for row in each["safe"] if row["recall"] is None]
+    assert undefined
+    assert {row["reason"] for row in undefined} == {"no query"}
 
 
 def test_a_head_can_be_named(chain, tmp_path, capsys):

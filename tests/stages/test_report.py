@@ -21,6 +21,7 @@ from askance.stages.pictures import certain_first, thumbnail
 from askance.stages.report import best, run
 from askance.stages.tables import Cell, Cells, Column, Table, agreements
 
+DROPPING = "What dropping the uncertain buys"
 HOSTILE = "<script>alert(1)</script>"
 NAN = float("nan")
 SETS = {"seen": "upstream", "emoji": "zero-shot", "digits": "zero-shot"}
@@ -235,6 +236,40 @@ def write_folders(root):
     return results, data
 
 
+SAFE = {  # recall, queries, gallery and hopeless ones by case, by rule and share
+    ("global", 1.0, 1.0): [(0.396, 1500, 1500, 0)] * 4,
+    ("global", 0.9, 0.9): [
+        (0.396, 1500, 1500, 0),
+        (0.4004, 1500, 1350, 149),
+        (0.4385, 1350, 1350, 117),
+        (0.4363, 1350, 1500, 0),
+    ],
+    ("global", 0.5, 0.52): [
+        (0.396, 1500, 1500, 0),
+        (0.3, 1500, 780, 1037),
+        (None, 0, 780, 0),
+        (None, 0, 1500, 0),
+    ],
+    ("per class", 0.9, 0.66): [
+        (0.396, 1500, 1500, 0),
+        (0.3456, 1500, 990, 450),
+        (0.3799, 990, 990, 450),
+        (None, 0, 1500, 0),
+    ],
+}
+
+
+def safe():
+    cases = ("full", "safe gallery", "safe gallery and queries", "safe queries")
+    return [
+        {"rule": rule, "keep": keep, "share": share, "case": case, "recall": recall}
+        | {"queries": queries, "gallery": gallery, "hopeless": hopeless}
+        | {"reason": "" if queries else f"no query {HOSTILE}"}
+        for (rule, keep, share), rows in SAFE.items()
+        for case, (recall, queries, gallery, hopeless) in zip(cases, rows, strict=True)
+    ]
+
+
 def curated():
     """Return the summary of curate: of a set with suspect labels and twins, and of one without."""
     suspect = {"confidence": 0.013, "suggested": 19, "suggested_class": HOSTILE}
@@ -250,6 +285,7 @@ def curated():
         "duplicates": counts | {"cross_split": 7},
         "class_agreement": -0.387,
         "reason": "",
+        "safe": safe(),
         "lists": {
             "mislabelled": [suspect | {"row": 3, "key": "picture3"}],
             "both": [suspect | {"row": 0, "key": "picture0"}] * 5,
@@ -378,6 +414,7 @@ def test_other_measures_show_intervals_in_their_own_digits(full):
         "Known or new",
         "Two kinds of uncertainty",
         "Images and labels that deserve a look",
+        DROPPING,
     ],
 )
 def test_what_was_not_measured_has_no_section(page, full, title):
@@ -537,6 +574,70 @@ def test_what_curate_could_not_ask_is_said(full):
     assert "emoji 40 images Labels not judged: only where the classes are the " in part.text
     assert "No near-duplicates (cosine from 0.98)." in part.text
     assert '<abbr title="1 class: nothing to rank">' in full
+
+
+def test_dropping_the_uncertain_shows_recalls_at_the_published_share(full):
+    part = section(full, DROPPING)
+    assert [" ".join(cell.split()) for cell in part.rows[0]] == [
+        "R@1",
+        "all queries whole gallery",
+        "certain queries whole gallery",
+        "certain queries certain gallery",
+        "all queries certain gallery",
+    ]
+    assert part.row("seen") == [
+        "seen 90 % of all images",
+        "0.396",
+        "0.436",
+        "0.439 117 of 1,350 hopeless",
+        "0.400 149 of 1,500 hopeless",
+    ]
+    assert part.row("seen", nth=1) == [
+        "seen 90 % of each class: 66 %",
+        "0.396",
+        "-",
+        "0.380 450 of 990 hopeless",
+        "0.346 450 of 1,500 hopeless",
+    ]
+    assert [row[0].split()[0] for row in part.rows[1:]] == ["seen", "emoji"] * 2
+    assert "the most certain by elk †‡." in part.text
+    assert "With 52 % of seen kept, these are 1,037 of 1,500 queries." in part.text
+    assert "head was trained on" not in part.text
+    assert f'<abbr title="no query {HOSTILE}">' not in full
+    assert '<abbr title="no query &lt;script&gt;' in full
+
+
+def test_dropping_the_uncertain_is_drawn_for_each_set(full):
+    for name, count in {"seen": 1, "emoji": 1, "digits": 0}.items():
+        assert full.count(f'aria-label="R@1 by share kept on {name}"') == count
+
+
+def test_the_curves_are_of_what_was_kept_of_all_images(folders, monkeypatch):
+    drawn = {}
+
+    def draw(curves, looks, group):
+        drawn[group] = curves
+        return ""
+
+    monkeypatch.setattr("askance.stages.report.recall_by_share", draw)
+    write_more(folders[0], curated())
+    run(*folders, pictures=1)
+    assert list(drawn) == ["seen", "emoji"]
+    assert drawn["seen"]["safe gallery"] == [(1.0, 0.396), (0.9, 0.4004), (0.52, 0.3)]
+    assert drawn["seen"]["safe queries"] == [
+        (1.0, 0.396),
+        (0.9, 0.4363),
+        (0.52, pytest.approx(NAN, nan_ok=True)),
+    ]
+
+
+def test_the_set_that_the_head_was_trained_on_is_named(folders):
+    write_more(folders[0], curated())
+    upstream = about()["upstream"] | {"name": "seen"}
+    (folders[0] / "run.json").write_text(json.dumps(about() | {"upstream": upstream}))
+    run(*folders, pictures=1)
+    part = section((folders[0] / "report.html").read_text(encoding="utf-8"), DROPPING)
+    assert "but of two images one is left. The head was trained on seen." in part.text
 
 
 def test_a_summary_of_another_preparation_is_refused(folders):
