@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from askance.eval import published
 from askance.eval.estimates import Estimate
-from askance.eval.intervals import Difference, compare
+from askance.eval.intervals import Difference, compare, difference
 from askance.eval.metrics import (
     classification_auroc,
     crop_correlation,
@@ -24,6 +24,7 @@ from askance.eval.metrics import (
     recall_at_1,
 )
 from askance.eval.mixture import mixed_r_auroc, mixture, ood_auroc, union_label
+from askance.eval.ranks import auroc
 from askance.eval.selective import (
     accuracy_at_coverage,
     augrc,
@@ -73,11 +74,13 @@ __all__ = [
     "accuracy_at_coverage",
     "augrc",
     "aurc",
+    "auroc",
     "classification_auroc",
     "compare",
     "coverage_at_accuracy",
     "crop_correlation",
     "crop_win_rate",
+    "difference",
     "dirac_auroc",
     "excess_aurc",
     "hits",

@@ -13,15 +13,12 @@ from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 from askance.pipeline.seeding import hashed
+from askance.tables import column, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from askance.eval.selection import Selection
     from askance.features.store import FeatureStore
-    from askance.heads.checkpoint import SavedHead
 
-AT_A_TIME = 4096  # images
 
 How = Literal["uncertain", "diverse", "representative", "both"]
 
@@ -52,7 +49,8 @@ def run(
         ),
     ] = "representative",
     labelled: Annotated[
-        list[Path], typer.Option(help="tables of keys that have a label: not chosen; repeatable")
+        list[Path],
+        typer.Option(help="tables of keys with a label, Parquet or CSV: not chosen; repeatable"),
     ] = [],  # noqa: B006 - typer copies it
     sample: Annotated[
         int, typer.Option(min=1, help="representative, both: images compared with each other")
@@ -62,22 +60,23 @@ def run(
     """Choose the images of a pool that are worth a label; no label in the store is looked at."""
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import load
+    from askance.stages.cases import Images
+    from askance.stages.uncertainties import uncertainty
 
     pool, saved = FeatureStore.open(store), load(head)
     saved.check_backbone(pool.backbone, str(store))
     known = _places(pool, labelled)
     with progress(f"score {store.name}", len(pool.rows), "images") as advance:
-        uncertainty = _uncertainty(pool, saved, view, advance)
-    percentile = saved.percentile(uncertainty)
+        doubt = uncertainty([saved], Images(pool, pool.rows), view, advance)[0]
+    percentile = saved.percentile(doubt)
     asked = Asked(count, how, sample, view)
-    with progress("choose", count, "images") as advance:
-        chosen = _chosen(pool, uncertainty, percentile, known, asked, advance)
+    chosen = _chosen(pool, doubt, percentile, known, asked)
     table = pa.table(
         {
             "rank": np.arange(count),
             "row": pool.rows[chosen.row],
             "key": pa.array(pool.keys, pa.string()).take(pa.array(chosen.row)),
-            "uncertainty": uncertainty[chosen.row],
+            "uncertainty": doubt[chosen.row],
             "percentile": percentile[chosen.row],
             "distance": chosen.distance,
             "reason": list(map(_reason, percentile[chosen.row], chosen.distance)),
@@ -93,35 +92,20 @@ def _places(pool: "FeatureStore", tables: list[Path]) -> np.ndarray:
     """Return the places of the pool's rows whose keys are in the tables, rising.
 
     Raises:
+        FileNotFoundError: there is no such table.
         ValueError: a table without keys, or a key that is not the pool's.
     """
     keys: set[str] = set()
     for path in tables:
-        if "key" not in (names := pq.read_schema(path).names):
-            raise ValueError(f"expected a column 'key' in {path}, got {', '.join(names)}")
-        keys.update(pq.read_table(path, columns=["key"])["key"].to_pylist())
+        keys.update(column(read(path, "labelled images"), path, "key").tolist())
     found = [place for place, key in enumerate(pool.keys) if key in keys]
     if len(found) < len(keys):
-        other = sorted(keys - set(pool.keys))
+        other = sorted(keys - set(pool.keys), key=str)
         raise ValueError(
             f"expected labelled keys of {pool.path}, got {len(other)} others, such as {other[0]!r}:"
             " name tables of this pool"
         )
     return np.array(found, np.int64)
-
-
-def _uncertainty(
-    pool: "FeatureStore", saved: "SavedHead", view: str, advance: "Callable[[int], None]"
-) -> np.ndarray:
-    """Return the uncertainty of each done row, (n,), reading some at a time."""
-    import torch
-
-    found, embedding = [], pool.slices(view)
-    for start in range(0, len(pool.rows), AT_A_TIME):
-        rows = torch.from_numpy(embedding[start : start + AT_A_TIME])
-        found.append(saved.head.uncertainty(rows).double().numpy())
-        advance(len(rows))
-    return np.concatenate(found)
 
 
 def _chosen(
@@ -130,27 +114,34 @@ def _chosen(
     percentile: np.ndarray,
     known: np.ndarray,
     asked: Asked,
-    advance: "Callable[[int], None]",
 ) -> "Selection":
     """Choose among the rows without a label; `row` are places among all done rows."""
-    from askance.eval.selection import Selection, diverse, representative, uncertain
+    from askance.eval.selection import (
+        Selection,
+        diverse,
+        nearest_labelled,
+        representative,
+        uncertain,
+    )
 
     left = np.setdiff1d(np.arange(len(uncertainty)), known)
     if asked.how == "uncertain":
         found = uncertain(uncertainty[left], asked.count)
-        advance(asked.count)
         return Selection(left[found.row], found.distance)
     if asked.how != "diverse" and len(left) > asked.sample:
         keys = pool.keys
         left = left[hashed([keys[row] for row in left])[: max(asked.sample, asked.count)]]
     looked_at = np.union1d(left, known)  # the only embeddings held
-    covered = np.searchsorted(looked_at, known)
-    embedding = pool.some(asked.view, looked_at)
-    if asked.how == "diverse":
-        found = diverse(embedding, asked.count, covered, advance)
-    else:
-        weight = percentile[looked_at] if asked.how == "both" else None
-        found = representative(embedding, asked.count, weight, covered, advance)
+    embedding, nearest = pool.some(asked.view, looked_at), None
+    if len(known):
+        with progress("compare with the labelled", len(left), "images") as advance:
+            nearest = nearest_labelled(embedding, np.searchsorted(looked_at, known), advance)
+    with progress("choose", asked.count, "images") as advance:
+        if asked.how == "diverse":
+            found = diverse(embedding, asked.count, nearest, advance)
+        else:
+            weight = percentile[looked_at] if asked.how == "both" else None
+            found = representative(embedding, asked.count, weight, nearest, advance)
     return Selection(looked_at[found.row], found.distance)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from askance.pipeline.command import command
+from askance.tables import column, read
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
 
     from askance.eval.guarantee import Threshold
     from askance.heads.checkpoint import SavedHead
@@ -108,9 +108,9 @@ def _queries(path: Path, uncertainty: str, own: str, hit: str) -> "Queries":
     """Return uncertainties and hits of a table's queries."""
     import numpy as np
 
-    table = _read(path)
-    values = _column(table, path, uncertainty)
-    hits = _column(table, path, hit or (own if own in table.column_names else "hit"))
+    table = read(path, "queries")
+    values = column(table, path, uncertainty)
+    hits = column(table, path, hit or (own if own in table.column_names else "hit"))
     if not np.isin(hits, [0, 1]).all():
         raise ValueError(f"expected hits that are true or false in {path}, got others")
     try:
@@ -119,41 +119,6 @@ def _queries(path: Path, uncertainty: str, own: str, hit: str) -> "Queries":
         raise ValueError(
             f"expected numbers in column {uncertainty} of {path}, got {values.dtype}"
         ) from error
-
-
-def _read(path: Path) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a table of queries, got no {path}: run evaluate")
-    try:
-        return pa.csv.read_csv(path) if path.suffix == ".csv" else pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"expected a Parquet or .csv table in {path}, got {error}") from error
-
-
-def _column(table: "pa.Table", path: Path, name: str) -> "np.ndarray":
-    if name not in table.column_names:
-        raise ValueError(f"expected column {name} in {path}, got {_columns_there(table, name)}")
-    column = table[name]
-    if column.null_count:
-        raise ValueError(
-            f"expected a value in every row of column {name} of {path}, got {column.null_count}"
-            " empty ones"
-        )
-    return column.to_numpy()
-
-
-def _columns_there(table: "pa.Table", name: str) -> str:
-    """Return the heads of a table of queries, or the columns of one head, or those of any table."""
-    runs = [column for column in table.column_names if column.startswith("uncertainty/")]
-    seeds = [column for column in runs if column.rpartition("/")[0] == name.rpartition("/")[0]]
-    heads = list(dict.fromkeys(column.split("/")[1] for column in runs))
-    if name.startswith("uncertainty/") and heads and not seeds:
-        return f"the heads {', '.join(heads)}"
-    return ", ".join(seeds or table.column_names)
 
 
 def _at_percentile(

@@ -20,8 +20,8 @@ from askance.eval.summary import (
     Mixture,
     Queries,
     Row,
-    Scores,
     Summary,
+    Uncertainties,
     average,
     summarise,
 )
@@ -29,6 +29,7 @@ from askance.pipeline.artifacts import read_json
 
 TITLES = {
     "r_auroc": "R-AUROC",
+    "r_auroc_difference": "R-AUROC less that of the first head",
     "aurc": "AURC (lower is better)",
     "excess_aurc": "Excess AURC (lower is better)",
     "augrc": "AUGRC (lower is better)",
@@ -41,6 +42,7 @@ TITLES = {
     "auroc_classification": "AUROC of the upstream classifier's errors",
     "spearman_loss": "Rank correlation with the upstream classifier's loss",
 }
+TOLERANCE = 1e-9
 KINDS = ("r_auroc", "human_correlation", "crop_win", "crop_correlation", "ood_auroc")
 
 Cells = dict[tuple[str, str, str], Row]  # by metric, head and set: means over seeds
@@ -59,7 +61,10 @@ def main(results: Path = Path("results")) -> None:
     print_kinds(run["heads"], cells)
     print(*(f"{mark} {said}" for mark, said in MARKS.items()), sep="\n")
     stored = pq.read_table(results / "table.parquet").to_pylist()
-    print(f"\n{len(rows):,} numbers in {spent:.1f} CPU-seconds; {compared(rows, stored)}")
+    distance = furthest(rows, stored)
+    print(f"\n{len(rows):,} numbers in {spent:.1f} CPU-seconds, {distance:.1g} from the run's own")
+    if distance > TOLERANCE:
+        sys.exit(1)
 
 
 def read(folder: Path, about: dict, heads: list[dict]) -> Summary:
@@ -76,6 +81,8 @@ def read(folder: Path, about: dict, heads: list[dict]) -> Summary:
     votes = known("votes")
     queries = Queries(
         name=about["name"],
+        row=table["row"].to_numpy(),
+        near=table["neighbour"].to_numpy(),
         hit=table["hit"].to_numpy(),
         fraction=table["fraction"].to_numpy(),
         votes=None if votes is None else np.stack(votes),
@@ -83,19 +90,20 @@ def read(folder: Path, about: dict, heads: list[dict]) -> Summary:
         loss=known("loss"),
         mixture=mixture,
     )
-    scores = [
-        Scores(
+    asked = [
+        Uncertainties(
             head=head["name"],
             seeds=head["seeds"],
             plain=seeds(table, "uncertainty", head),
             cropped=seeds(table, "cropped", head),
             mixed=seeds(mixed, "uncertainty", head),
+            near=seeds(table, "neighbour", head),
             hit=seeds(table, "hit", head),
             mixed_hit=seeds(mixed, "hit", head),
         )
         for head in heads
     ]
-    return summarise(queries, scores)
+    return summarise(queries, asked)
 
 
 def seeds(table, kind: str, head: dict) -> Shaped[np.ndarray, "s n"] | None:
@@ -156,17 +164,17 @@ def print_kinds(heads: list[dict], cells: Cells) -> None:
     print()
 
 
-def compared(rows: list[Row], stored: list[Row]) -> str:
-    """Say how far numbers made anew are from stored ones."""
+def furthest(rows: list[Row], stored: list[Row]) -> float:
+    """Return how far numbers and interval ends made anew are from stored ones; infinite for NaN."""
 
-    def numbers(table: list[Row]) -> dict:
-        return {(r["metric"], r["head"], r["set"], r["seed"]): r["value"] for r in table}
+    def numbers(table: list[Row]) -> np.ndarray:
+        ordered = sorted(table, key=lambda r: (r["metric"], r["head"], r["set"], r["seed"]))
+        return np.array([[row[name] for name in ("value", "lower", "upper")] for row in ordered])
 
     new, old = numbers(rows), numbers(stored)
-    if new.keys() != old.keys():
-        return f"the run has others: {sorted(new.keys() ^ old.keys())[:3]}"
-    furthest = np.nanmax(np.abs([new[key] - old[key] for key in new]))
-    return f"the furthest from the run's own is {furthest:.1g} away"
+    if new.shape != old.shape or (np.isnan(new) != np.isnan(old)).any():
+        return float("inf")
+    return float(np.abs(new - old).max(initial=0, where=~np.isnan(new)))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ either, the difference is unexplained and the run fails. All get float32; every 
 uncertainty or, where it wants probabilities, an increasing map of the certainty.
 """
 
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from torchmetrics.functional.regression import spearman_corrcoef  # noqa: E402
 
 CLOSE = 1e-6  # theirs are float32
 COVERAGE, ACCURACY = 0.07, 0.8
+UNDEFINED = "0 where it is undefined (ours: NaN and why)"
 
 Columns = tuple[np.ndarray, np.ndarray]
 Number = Callable[[np.ndarray, np.ndarray], float]
@@ -73,6 +75,14 @@ def pairs() -> dict[str, Columns]:
     }
 
 
+def zero_where_undefined(ours: Number) -> Number:
+    return lambda *case: 0.0 if math.isnan(ours(*case)) else math.inf
+
+
+def nan_where_zero(ours: Number) -> Number:
+    return lambda *case: math.inf if ours(*case) else math.nan
+
+
 def sigmoid(u: np.ndarray, hit: np.ndarray) -> float:
     return auroc(torch.from_numpy(u).sigmoid().numpy(), ~hit)
 
@@ -87,6 +97,14 @@ def rank_sums_in_int32(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return metrics.crop_correlation(-first, second)
+
+
+def coverage(u: np.ndarray, hit: np.ndarray) -> float:
+    return metrics.coverage_at_accuracy(u, hit, ACCURACY)
+
+
 def correlations() -> list[Row]:
     """Return the rows of R-AUROC and Spearman's correlation."""
     return [
@@ -96,22 +114,22 @@ def correlations() -> list[Row]:
             metrics.r_auroc,
             {
                 "a float32 sigmoid, as a score lies outside 0 to 1, ties what it rounds": sigmoid,
-                "0 where it is undefined (ours: NaN and why)": lambda u, hit: 0.0,
+                UNDEFINED: zero_where_undefined(metrics.r_auroc),
             },
         ),
         Row("r_auroc", "scikit-learn", lambda u, hit: roc_auc_score(~hit, u), metrics.r_auroc, {}),
         Row(
             "spearman", "torchmetrics",
             lambda a, b: spearman_corrcoef(torch.from_numpy(a), torch.from_numpy(b)).item(),
-            lambda a, b: metrics.crop_correlation(-a, b),
+            correlation,
             {
                 "sums of tied ranks overflow int32": rank_sums_in_int32,
-                "0 where it is undefined (ours: NaN and why)": lambda a, b: 0.0,
+                UNDEFINED: zero_where_undefined(correlation),
             },
         ),
         Row(
             "spearman", "SciPy",
-            lambda a, b: spearmanr(a, b)[0], lambda a, b: metrics.crop_correlation(-a, b), {},
+            lambda a, b: spearmanr(a, b)[0], correlation, {},
         ),
     ]  # fmt: skip
 
@@ -203,9 +221,9 @@ def selective() -> list[Row]:
         Row(
             f"coverage at accuracy {ACCURACY}", "torch_uncertainty",
             of(peer.CovAtxRisk, round(1 - ACCURACY, 9)),
-            lambda u, hit: metrics.coverage_at_accuracy(u, hit, ACCURACY),
+            coverage,
             {
-                "NaN where no coverage will do (ours: 0)": lambda u, hit: float("nan"),
+                "NaN where no coverage will do (ours: 0)": nan_where_zero(coverage),
                 "a group of tied queries is cut (ours: whole groups only)":
                     lambda u, hit: coverage_of(sorted_risks(u, hit)),
             },

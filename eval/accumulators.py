@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from askance.eval import metrics, mixture, selective
+from askance.eval.columns import columns as check
 from askance.eval.estimates import Estimate
 from askance.pipeline.vision import import_torchvision
 
@@ -36,15 +37,22 @@ class Accumulator(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def _keep(self, *columns: Tensor) -> None:
-        lengths = [column.shape[:1] for column in columns]
-        if len(set(lengths)) > 1 or not lengths[0]:
-            shapes = dict(zip(self.names, map(tuple, (c.shape for c in columns)), strict=True))
-            raise ValueError(f"expected one row per query, got {shapes}: pass columns of one batch")
-        for name, column in zip(self.names, columns, strict=True):
+        batch = dict(zip(self.names, columns, strict=True))
+        # Types and shapes only: the values needn't leave their device for that.
+        check(**{name: torch.empty_like(column, device="cpu") for name, column in batch.items()})
+        for name, column in batch.items():
             getattr(self, name).append(column.detach())
 
     def estimate(self) -> Estimate:
-        """Return the metric of all rows so far with its interval, or why it is undefined."""
+        """Return the metric of all rows so far with its interval, or why it is undefined.
+
+        Of the rows of all processes, which must all ask for it.
+        """
+        alone = not self._is_synced
+        with self.sync_context(self.dist_sync_fn, should_sync=alone, should_unsync=alone):
+            return self._estimate()
+
+    def _estimate(self) -> Estimate:
         kept = [getattr(self, name) for name in self.names]
         if not all(map(len, kept)):
             return Estimate(float("nan"), reason="no row")
@@ -54,7 +62,7 @@ class Accumulator(Metric):
 
     def compute(self) -> Tensor:
         """Return the metric of all rows, a float64 scalar; NaN where undefined."""
-        return torch.tensor(float(self.estimate()), dtype=torch.float64, device=self.device)
+        return torch.tensor(float(self._estimate()), dtype=torch.float64, device=self.device)
 
 
 class RAUROC(Accumulator):
@@ -92,6 +100,7 @@ class AccuracyAtCoverage(RAUROC):
     """`askance.metrics.accuracy_at_coverage` over batches."""
 
     def __init__(self, coverage: float, **options: Any) -> None:  # noqa: ANN401
+        selective.check_coverage(coverage)
         super().__init__(**options)
         self.function = partial(selective.accuracy_at_coverage, coverage=coverage)
 
@@ -100,6 +109,7 @@ class CoverageAtAccuracy(RAUROC):
     """`askance.metrics.coverage_at_accuracy` over batches."""
 
     def __init__(self, accuracy: float, **options: Any) -> None:  # noqa: ANN401
+        selective.check_accuracy(accuracy)
         super().__init__(**options)
         self.function = partial(selective.coverage_at_accuracy, accuracy=accuracy)
 

@@ -5,8 +5,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 # By name: the kinds of numbers that a column may hold, and its axes. Others are floats, (n,).
-KINDS = {"hit": "b", "correct": "b", "label": "iu", "votes": "iuf"}
+KINDS = {
+    **dict.fromkeys(("hit", "correct", "positive", "downstream"), "b"),
+    "label": "iu",
+    "votes": "iuf",
+}
 AXES = {"embedding": "nd", "votes": "nc"}
+MENDS = {
+    "b": "pass {} == 1, say, as one column",
+    "iu": "number the classes, say by np.unique({}, return_inverse=True)[1], as one column",
+    "iuf": "pass one count per class and row",
+    "f": "pass floats, say {} * 1.0",
+}
 NAMES = {"b": "booleans", "iu": "integers", "iuf": "numbers", "f": "floats"}
 
 
@@ -38,9 +48,10 @@ def columns(**given: Array) -> list[np.ndarray]:
     for name, array in found.items():
         kind, axes = KINDS.get(name, "f"), AXES.get(name, "n")
         if array.dtype.kind not in kind or array.ndim != len(axes):
+            shape = f"({', '.join(axes)})" if len(axes) > 1 else f"({axes},)"
             raise ValueError(
-                f"expected {NAMES[kind]} of shape ({', '.join(axes)}) in {name}, got {array.dtype}"
-                f" of shape {array.shape}: convert or reshape it"
+                f"expected {NAMES[kind]} of shape {shape} in {name}, got {array.dtype} of shape"
+                f" {array.shape}: {MENDS[kind].format(name)}"
             )
         if len(array) != len(found[first]):
             raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from numpy.typing import ArrayLike
 
 Ids = Int64[np.ndarray, "..."]  # rows, ascending
@@ -24,23 +24,22 @@ class Rows(Protocol):
         """Read a run of rows, float16, float32 or float64."""
 
 
-def cosine(
-    first: Float[np.ndarray, "m d"], second: Float[np.ndarray, "m d"]
-) -> Float64[np.ndarray, " m"]:
-    """Return the cosines of pairs of rows, as `neighbours` has them; 0 for zero vectors."""
-    every = np.arange(len(first))
-    return np.clip(dots(first, second, every, every) / (lengths(first) * lengths(second)), -1, 1)
-
-
 def take(rows: Rows, ids: Ids) -> Float[np.ndarray, "m d"]:
     """Read rows in runs of bounded length, as few as there can be."""
     if ids[-1] - ids[0] + 1 == len(ids):
-        return np.asarray(rows[ids[0] : ids[-1] + 1])
+        return _moderate(np.asarray(rows[ids[0] : ids[-1] + 1]))
     step = max(1, AT_ONCE // rows.shape[1])
     cut = np.flatnonzero(np.diff(ids // step)) + 1
-    return np.concatenate(
-        [np.asarray(rows[some[0] : some[-1] + 1])[some - some[0]] for some in np.split(ids, cut)]
-    )
+    read = [np.asarray(rows[some[0] : some[-1] + 1])[some - some[0]] for some in np.split(ids, cut)]
+    return _moderate(np.concatenate(read))
+
+
+def _moderate(rows: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+    """Scale float64 rows by powers of two, which rounds nothing: squares stay within the range."""
+    if rows.dtype != np.float64:
+        return rows
+    exponent = np.frexp(abs(rows).max(axis=1, initial=0))[1]
+    return np.ldexp(rows, -exponent[:, None])
 
 
 def lengths(rows: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, " m"]:
@@ -48,6 +47,14 @@ def lengths(rows: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, " m"]:
     every = np.arange(len(rows))
     length = np.sqrt(dots(rows, rows, every, every))
     return np.where(length == 0, 1.0, length)
+
+
+def units(
+    rows: Float[np.ndarray, "m d"], length: Float64[np.ndarray, " m"]
+) -> Float32[np.ndarray, "m d"]:
+    """Divide rows by their lengths in float64: these may be too long or short for float32."""
+    out = np.empty(rows.shape, np.float32)
+    return np.divide(rows, length[:, None], out=out, casting="same_kind")
 
 
 def dots(

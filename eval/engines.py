@@ -203,7 +203,7 @@ def fastest(device: str = "cpu") -> Engine:
     Without such units bfloat16 is slower than float32, by far.
     """
     units = [name for name, has in torch.cpu.get_capabilities().items() if has]
-    fast = device != "cpu" or any(name.endswith("bf16") for name in units)
+    fast = torch.device(device).type != "cpu" or any(name.endswith("bf16") for name in units)
     return Tiles(device, torch.bfloat16 if fast else torch.float32)
 
 

@@ -86,14 +86,18 @@ class Measurement:
         """
         if self.reason:
             return Estimate(math.nan, reason=self.reason)
+        lower, upper = wilson(*self.as_share())
+        width = self.high - self.low
+        return Estimate(self.value, self.low + width * lower, self.low + width * upper)
+
+    def as_share(self) -> tuple[float, float]:
+        """Return where the value lies in its range, 0 to 1, and how many trials vary as it does."""
         width = self.high - self.low
         share = (self.value - self.low) / width
-        trials = float(self.trials)
-        if 1e-12 < share < 1 - 1e-12:
-            variance = self.variance / width**2
-            trials = share * (1 - share) / variance if variance else math.inf
-        lower, upper = wilson(share, trials)
-        return Estimate(self.value, self.low + width * lower, self.low + width * upper)
+        if not 1e-12 < share < 1 - 1e-12:
+            return share, float(self.trials)
+        variance = self.variance / width**2
+        return share, share * (1 - share) / variance if variance else math.inf
 
 
 def undefined(reason: str, low: float = 0.0) -> Measurement:
@@ -139,7 +143,8 @@ def mean_over_runs(runs: Sequence[Measurement]) -> Measurement:
 def mean_over_sets(sets: Sequence[Measurement]) -> Measurement:
     """Average a metric over sets of different rows: their errors are independent.
 
-    Undefined for one, undefined for all.
+    A set at an end of its range, such as 15 hits of 15, may yet lie anywhere in its interval. That
+    is its doubt, since its influences vanish. Undefined for one, undefined for all.
     """
     reason = next((each.reason for each in sets if each.reason), "")
     if reason:
@@ -149,8 +154,40 @@ def mean_over_sets(sets: Sequence[Measurement]) -> Measurement:
     return Measurement(
         value=float(np.mean([each.value for each in sets])),
         influence=np.concatenate(scaled),
-        trials=sum(each.trials for each in sets),
+        trials=round(len(sets) ** 2 / sum(1 / each.trials for each in sets)),
         low=sets[0].low,
         high=sets[0].high,
-        doubt=sum(each.doubt for each in sets) / len(sets) ** 2,
+        doubt=sum(_doubt(each) for each in sets) / len(sets) ** 2,
+    )
+
+
+def _doubt(measured: Measurement) -> float:
+    """Return the variance that influences can't show: at an end, as wide as the interval is."""
+    if 1e-12 < measured.as_share()[0] < 1 - 1e-12:
+        return measured.doubt
+    estimate = measured.estimate()
+    return ((estimate.upper - estimate.lower) / Z) ** 2
+
+
+def difference(first: Measurement, second: Measurement) -> Measurement:
+    """Subtract two measurements on the same rows: what moves both cancels out.
+
+    Their doubts go together as far as their influences do. Undefined for one, undefined.
+
+    Source: for AUROC, DeLong et al. 1988, section 2.
+    """
+    width = first.high - first.low
+    if reason := first.reason or second.reason:
+        return undefined(reason, -width)
+    a, b = first.influence, second.influence
+    scale = math.sqrt((a @ a) * (b @ b))
+    together = float(a @ b) / scale if scale else 0.0
+    apart = first.doubt + second.doubt - 2 * together * math.sqrt(first.doubt * second.doubt)
+    return Measurement(
+        value=first.value - second.value,
+        influence=a - b,
+        trials=min(first.trials, second.trials),
+        low=-width,
+        high=width,
+        doubt=apart,
     )

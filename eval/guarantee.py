@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.special import bdtr, bdtri
 from scipy.stats import binom
 
+from askance.eval.columns import Array, columns
 from askance.eval.ranks import check_finite
 
 SPENT = 0.05  # of a start's delta: on either side, on not knowing where it lies exactly
@@ -45,9 +46,7 @@ class Threshold:
         return self.misses / self.accepted if self.accepted else math.nan
 
 
-def guaranteed(
-    uncertainty: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"], alpha: float, delta: float
-) -> Threshold:
+def guaranteed(uncertainty: Array, hit: Array, alpha: float, delta: float) -> Threshold:
     """Return the largest threshold whose error is at most alpha, with probability 1 - delta.
 
     The error is the chance that a further query with at most this uncertainty is a miss; the
@@ -88,6 +87,7 @@ def guaranteed(
     """
     _check(alpha, "alpha")
     _check(delta, "delta")
+    uncertainty, hit = columns(uncertainty=uncertainty, hit=hit)
     values, accepted, misses = _counts(uncertainty, hit)
     end = _last_passed(accepted, misses, alpha, delta)
     if end < 0:
@@ -96,18 +96,17 @@ def guaranteed(
     return Threshold(float(values[end]), len(hit), int(accepted[end]), int(misses[end]))
 
 
-def at_threshold(
-    uncertainty: Float[np.ndarray, " n"], hit: Bool[np.ndarray, " n"], threshold: float
-) -> Threshold:
+def at_threshold(uncertainty: Array, hit: Array, threshold: float) -> Threshold:
     """Return what a threshold does in a sample.
 
     Raises:
-        ValueError: an uncertainty or the threshold is NaN or infinite.
+        ValueError: an uncertainty or the threshold is NaN or infinite, or columns don't match.
 
     Example:
         >>> at_threshold(np.array([0.1, 0.2, 0.3]), np.array([True, False, True]), 0.2).error
         0.5
     """
+    uncertainty, hit = columns(uncertainty=uncertainty, hit=hit)
     check_finite(np.append(uncertainty, threshold))
     safe = uncertainty <= threshold
     return Threshold(threshold, len(hit), int(safe.sum()), int((safe & ~hit).sum()))

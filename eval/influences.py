@@ -7,9 +7,10 @@ rows take a fraction of a second.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 
 from askance.eval.estimates import Measurement, undefined
 from askance.eval.ranks import Levels, below, levels
@@ -18,6 +19,7 @@ PRIOR = 3  # rows of either kind that a variance of AUROC is taken to know befor
 
 Flags = Bool[np.ndarray, " n"]
 Column = Float[np.ndarray, " n"]
+Ids = Int64[np.ndarray, " n"]
 Numbers = Float64[np.ndarray, " n"]
 
 
@@ -45,6 +47,27 @@ def share(flag: Flags, none: str = "no query") -> Measurement:
         return undefined(none)
     mean = float(flag.mean())
     return Measurement(mean, flag - mean, len(flag))
+
+
+def recall(hit: Flags, row: Ids, near: Ids) -> Measurement:
+    """Measure the share of hits among queries that search one another.
+
+    Being the nearest is mutual for about half of all rows, and such pairs hit or miss together:
+    each is one trial, and its covariance is doubt.
+
+    Args:
+        hit: of each query.
+        row: each query's number, at least 0.
+        near: the number of its nearest row, whether that is a query or not.
+    """
+    measured = share(hit)
+    if measured.reason:
+        return measured
+    size = 1 + max(int(row.max()), int(near.max()))
+    mutual = np.isin(row * size + near, near * size + row)
+    paired = measured.influence[mutual]
+    trials = len(hit) - len(paired) // 2
+    return replace(measured, trials=trials, doubt=float(paired @ paired) / len(hit) ** 2)
 
 
 def auroc(
@@ -87,12 +110,17 @@ def r_auroc(uncertainty: Column, hit: Flags) -> Measurement:
     return undefined(why_undefined(hit)) if measured.reason else measured
 
 
-def spearman(first: Column, second: Column) -> Measurement:
-    """Measure the rank correlation, -1 to 1."""
+def spearman(
+    first: Column, second: Column, names: tuple[str, str] = ("first column", "second column")
+) -> Measurement:
+    """Measure the rank correlation, -1 to 1; `names` of the columns: for the reason."""
     a, b = levels(first), levels(second)
     n = len(a)
-    if n < 2 or not a.any() or not b.any():  # one level only
-        return undefined("no row" if not n else "one row" if n < 2 else "constant", low=-1.0)
+    if n < 2:
+        return undefined("one row" if n else "no row", low=-1.0)
+    constant = [name for name, level in zip(names, (a, b), strict=True) if not level.any()]
+    if constant:
+        return undefined(f"constant {' and '.join(constant)}", low=-1.0)
     x, y = (below(level, np.ones(n)) / n - 0.5 for level in (a, b))  # centred shares of rows below
     covariance, first_square, second_square = x @ y / n, x @ x / n, y @ y / n
     value = float(np.clip(covariance / math.sqrt(first_square * second_square), -1, 1))

@@ -1,28 +1,28 @@
-"""Resampled intervals: how far a metric, or a difference, would move with other queries.
+"""Differences between heads, and how far a metric would move with other queries.
 
-Comes in: a metric, uncertainties and hits. Goes out: its values over resampled queries, and their
-95 % interval. The metrics' own intervals, `askance.eval.estimates`, need no resampling.
+Comes in: uncertainties of one or two heads and hits, on the same queries. Goes out: a `Difference`,
+by the influences of the queries or by the paired bootstrap; and resampled values. The metrics' own
+intervals, `askance.eval.estimates`, need no resampling.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from askance.eval import estimates, influences
 from askance.eval.columns import Array, columns
-from askance.eval.estimates import Estimate
+from askance.eval.estimates import Estimate, Measurement
 from askance.eval.metrics import r_auroc
 from askance.eval.ranks import check_finite
+from askance.eval.selective import aurc
 from askance.pipeline.seeding import generator
 
-CELLS = 2**18  # counts held at a time: they stay in the processor's cache
-
-Counts = Int64[np.ndarray, "n r"]
-# Takes queries from certain to uncertain: how often each was drawn in each of r resamples, which
-# are misses, and where the groups of tied queries start. Returns a value per resample.
+# Takes queries from certain to uncertain: how often each was drawn, which are misses, and where the
+# groups of tied queries start.
 Statistic = Callable[
-    [Counts, Bool[np.ndarray, " n"], Int64[np.ndarray, " g"]], Float64[np.ndarray, " r"]
+    [Int64[np.ndarray, " n"], Bool[np.ndarray, " n"], Int64[np.ndarray, " g"]], float
 ]
 
 
@@ -30,6 +30,45 @@ class Difference(Estimate):
     """An estimate of a difference; `p_value`: the chance of one as large if there were none."""
 
     p_value: float = math.nan
+
+
+def difference(
+    first: Array,
+    second: Array,
+    hit: Array,
+    measure: Callable[..., Measurement] = influences.r_auroc,
+) -> Difference:
+    """Return how much larger a metric is with the first uncertainties than with the second.
+
+    As `compare`, by the influences of the queries instead of resamples: a million queries take
+    about a second.
+
+    Args:
+        first: (n,) uncertainties.
+        second: (n,) uncertainties of the same queries.
+        hit: (n,) booleans.
+        measure: `r_auroc`, `aurc`, `excess_aurc` or `augrc` of `askance.eval.influences`.
+
+    Raises:
+        ValueError: an uncertainty is NaN or infinite, or columns don't match.
+
+    Source: DeLong et al. 1988, for AUROC.
+
+    Example:
+        >>> hit = np.arange(100) % 3 > 0
+        >>> difference(-1.0 * hit, np.zeros(100), hit)
+        0.5 (0.4677 to 0.5309)
+    """
+    first, second, hit = columns(first=first, second=second, hit=hit)
+    found = estimates.difference(measure(first, hit), measure(second, hit))
+    if found.reason:
+        return Difference(math.nan, reason=found.reason)
+    estimate = found.estimate()
+    difference = Difference(estimate, estimate.lower, estimate.upper)
+    share, trials = found.as_share()
+    deviation = abs(2 * share - 1) * math.sqrt(trials) if share != 0.5 else 0.0
+    difference.p_value = math.erfc(deviation / math.sqrt(2))
+    return difference
 
 
 def compare(
@@ -49,8 +88,9 @@ def compare(
         first: (n,) uncertainties.
         second: (n,) uncertainties of the same queries.
         hit: (n,) booleans.
-        metric: any of (uncertainty, hit): `r_auroc`, `aurc`, one of your own.
-        resamples: how many to draw; each takes as long as two calls of the metric.
+        metric: any of (uncertainty, hit): `r_auroc` and `aurc` are fast, others take as long as two
+            calls for each resample.
+        resamples: how many to draw.
         seed: of the draws.
 
     Raises:
@@ -68,11 +108,12 @@ def compare(
     if any(map(math.isnan, values)):
         reasons = (getattr(value, "reason", "") for value in values)
         return Difference(math.nan, reason=next(filter(None, reasons), "the metric is undefined"))
-    rng = generator("bootstrap", seed)
-    drawn = np.empty(resamples)
-    for place in range(resamples):
-        rows = rng.integers(len(hit), size=len(hit))
-        drawn[place] = metric(first[rows], hit[rows]) - metric(second[rows], hit[rows])
+    if metric in WEIGHTED:
+        runs = [resample(WEIGHTED[metric], u[None], hit, resamples, seed) for u in (first, second)]
+        drawn = runs[0] - runs[1]
+    else:
+        draws = _draws(len(hit), resamples, seed)
+        drawn = np.array([metric(first[i], hit[i]) - metric(second[i], hit[i]) for i in draws])
     drawn = drawn[~np.isnan(drawn)]
     below, above = ((side.sum() + 1) / (len(drawn) + 1) for side in (drawn <= 0, drawn >= 0))
     found = Difference(values[0] - values[1], *interval(drawn))
@@ -111,19 +152,24 @@ def resample(
         array([ 1., nan,  1., nan])
     """
     check_finite(uncertainty)
+    if not len(hit):
+        return np.full(resamples, np.nan)
+    runs = []
+    for run in uncertainty:  # sorted once: a resample then only counts
+        order = run.argsort()
+        runs.append((order, ~hit[order], np.unique(run[order], return_index=True)[1]))
+    values = np.empty(resamples)
+    for place, drawn in enumerate(_draws(len(hit), resamples, seed)):
+        count = np.bincount(drawn, minlength=len(hit))
+        each = [statistic(count[order], miss, start) for order, miss, start in runs]
+        values[place] = np.mean(each)
+    return values
+
+
+def _draws(n: int, resamples: int, seed: str | int) -> Iterator[Int64[np.ndarray, " n"]]:
+    """Yield n of n rows, drawn with replacement."""
     rng = generator("bootstrap", seed)
-    order = uncertainty.argsort(axis=1)
-    starts = [
-        np.unique(run[by], return_index=True)[1] for run, by in zip(uncertainty, order, strict=True)
-    ]
-    value = np.full(resamples, np.nan)
-    chunk = max(1, CELLS // max(1, len(hit)))
-    for first in range(0, resamples if len(hit) else 0, chunk):
-        part = value[first : first + chunk]
-        count = _draw(rng, len(hit), len(part))
-        runs = [statistic(count[by], ~hit[by], at) for by, at in zip(order, starts, strict=True)]
-        part[:] = np.mean(runs, axis=0)
-    return value
+    return (rng.integers(n, size=n) for _ in range(resamples))
 
 
 def interval(resampled: Float64[np.ndarray, " r"]) -> tuple[float, float]:
@@ -143,49 +189,42 @@ def interval(resampled: Float64[np.ndarray, " r"]) -> tuple[float, float]:
 
 
 def weighted_r_auroc(
-    count: Counts, miss: Bool[np.ndarray, " n"], start: Int64[np.ndarray, " g"]
-) -> Float64[np.ndarray, " r"]:
-    """Return `r_auroc` of each resample; NaN for one without a miss or without a hit.
+    count: Int64[np.ndarray, " n"], miss: Bool[np.ndarray, " n"], start: Int64[np.ndarray, " g"]
+) -> float:
+    """Return `r_auroc` of a resample; NaN for one without a miss or without a hit.
 
     Example:
-        >>> count = np.array([[1, 2], [1, 0], [1, 1]])
-        >>> weighted_r_auroc(count, np.array([False, True, True]), np.array([0, 2]))
-        array([0.75, 1.  ])
+        >>> count, miss = np.array([1, 1, 2]), np.array([False, True, True])
+        >>> weighted_r_auroc(count, miss, np.array([0, 2]))
+        0.8333333333333334
     """
-    misses = np.add.reduceat(count * miss[:, None], start)
+    misses = np.add.reduceat(count * miss, start)
     hits = np.add.reduceat(count, start) - misses
-    below = hits.cumsum(axis=0) - hits
-    wins = (misses * (below + hits / 2)).sum(axis=0)
-    pairs = misses.sum(axis=0) * hits.sum(axis=0)
-    return np.divide(wins, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    pairs = int(misses.sum()) * int(hits.sum())
+    return float(misses @ (hits.cumsum() - hits / 2)) / pairs if pairs else math.nan
 
 
 def weighted_aurc(
-    count: Counts, miss: Bool[np.ndarray, " n"], start: Int64[np.ndarray, " g"]
-) -> Float64[np.ndarray, " r"]:
-    """Return `aurc` of each resample, which draws as many queries as there are.
+    count: Int64[np.ndarray, " n"], miss: Bool[np.ndarray, " n"], start: Int64[np.ndarray, " g"]
+) -> float:
+    """Return `aurc` of a resample, which draws as many queries as there are.
 
     A group of c tied queries with m misses, behind N queries with E misses, adds to the curve's
     sum over j = 1 ... c of (E + j m / c) / (N + j) = m + (E - N m / c) (H(N + c) - H(N)), with the
     harmonic numbers H.
 
     Example:
-        >>> count = np.array([[1, 2], [1, 0]])
-        >>> weighted_aurc(count, np.array([False, True]), np.array([0, 1]))
-        array([0.25, 0.  ])
+        >>> weighted_aurc(np.array([1, 1]), np.array([False, True]), np.array([0, 1]))
+        0.25
     """
     harmonic = np.concatenate([[0], (1 / np.arange(1, len(count) + 1)).cumsum()])
-    misses = np.add.reduceat(count * miss[:, None], start)
+    misses = np.add.reduceat(count * miss, start)
     drawn = np.add.reduceat(count, start)
-    end = drawn.cumsum(axis=0)
-    before, errors = end - drawn, misses.cumsum(axis=0) - misses
+    end = drawn.cumsum()
+    before, errors = end - drawn, misses.cumsum() - misses
     excess = errors - before * misses / np.maximum(drawn, 1)
     area = misses + excess * (harmonic[end] - harmonic[before])
-    return area.sum(axis=0) / len(count)
+    return float(area.sum()) / len(count)
 
 
-def _draw(rng: np.random.Generator, n: int, resamples: int) -> Counts:
-    """Draw n of n queries with replacement, `resamples` times, and count each query."""
-    drawn = rng.integers(n, size=(resamples, n))
-    cell = drawn * resamples + np.arange(resamples)[:, None]
-    return np.bincount(cell.ravel(), minlength=n * resamples).reshape(n, resamples)
+WEIGHTED: dict[Callable[..., float], Statistic] = {r_auroc: weighted_r_auroc, aurc: weighted_aurc}

@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from askance.eval import influences
 from askance.eval.columns import Array, columns
-from askance.eval.estimates import Estimate, Z
+from askance.eval.estimates import Estimate, Z, wilson
 from askance.eval.ranks import check_finite
 
 QUANTILES = (10, 25, 50, 75, 90)  # per cent
@@ -35,17 +35,21 @@ def hits(embedding: Array, label: Array) -> Bool[np.ndarray, " n"]:
         >>> hits(np.array([[1.0, 0], [3, 4], [0, 2]]), np.array([5, 7, 7]))
         array([False,  True,  True])
     """
+    embedding, label = columns(embedding=embedding, label=label)
+    return np.asarray(label[_nearest(embedding)] == label, bool)
+
+
+def _nearest(embedding: np.ndarray) -> Int64[np.ndarray, " n"]:
     from askance.eval.retrieval import neighbours
 
-    embedding, label = columns(embedding=embedding, label=label)
-    near = neighbours(embedding).row
-    return np.asarray(label[near] == label, bool)
+    return neighbours(embedding).row
 
 
 def recall_at_1(embedding: Array, label: Array) -> Estimate:
     """Return the share of rows whose nearest other row has their label, 0 to 1.
 
-    NaN for fewer than two rows. The interval takes rows for independent.
+    NaN for fewer than two rows. The interval heeds that two rows, each the nearest of the other,
+    hit or miss together.
 
     Args:
         embedding: (n, d) floats.
@@ -56,9 +60,11 @@ def recall_at_1(embedding: Array, label: Array) -> Estimate:
 
     Source: recall at 1 of URL (arXiv 2307.03810, section 2).
     """
-    if len(columns(embedding=embedding, label=label)[0]) < 2:
+    embedding, label = columns(embedding=embedding, label=label)
+    if len(label) < 2:
         return Estimate(math.nan, reason="no other row to retrieve")
-    return influences.share(hits(embedding, label)).estimate()
+    near = _nearest(embedding)
+    return influences.recall(label[near] == label, np.arange(len(near)), near).estimate()
 
 
 def r_auroc(uncertainty: Array, hit: Array) -> Estimate:
@@ -138,7 +144,8 @@ def crop_correlation(cropped: Array, fraction: Array) -> Estimate:
     Source: URL benchmark (arXiv 2307.03810), `rcorr_crop_unc` of its program.
     """
     cropped, fraction = columns(cropped=cropped, fraction=fraction)
-    return influences.spearman(-cropped, fraction).estimate()
+    names = "uncertainty", "fraction"
+    return influences.spearman(-cropped, fraction, names).estimate()
 
 
 def human_correlation(uncertainty: Array, votes: Array) -> Estimate:
@@ -156,7 +163,8 @@ def human_correlation(uncertainty: Array, votes: Array) -> Estimate:
     Source: URL benchmark (arXiv 2307.03810), `rcorr_entropy` of its program.
     """
     uncertainty, votes = _voted(uncertainty, votes)
-    return influences.spearman(uncertainty, vote_entropy(votes)).estimate()
+    names = "uncertainty", "entropy of votes"
+    return influences.spearman(uncertainty, vote_entropy(votes), names).estimate()
 
 
 def dirac_auroc(uncertainty: Array, votes: Array) -> Estimate:
@@ -255,21 +263,23 @@ def per_class(uncertainty: Array, hit: Array, label: Array) -> pa.Table:
     Raises:
         ValueError: an uncertainty is NaN or infinite, or columns don't match.
     """
+    from askance.eval.curation import by_class
+
     uncertainty, hit, label = columns(uncertainty=uncertainty, hit=hit, label=label)
-    check_finite(uncertainty)
-    found, start = np.unique(np.sort(label), return_index=True)
-    by_class = np.split(label.argsort(kind="stable"), start[1:]) if len(found) else []
-    recall = [influences.share(hit[rows]).estimate() for rows in by_class]
-    ranked = [influences.r_auroc(uncertainty[rows], hit[rows]).estimate() for rows in by_class]
-    mean = [float(uncertainty[rows].mean(dtype=np.float64)) for rows in by_class]
+    classes = by_class(uncertainty, hit, label)
+    order, start = label.argsort(kind="stable"), classes.count.cumsum() - classes.count
+    of_class = np.split(order, start[1:]) if len(start) else []
+    ranked = [influences.r_auroc(uncertainty[rows], hit[rows]).estimate() for rows in of_class]
+    certain = zip(classes.recall.tolist(), classes.count.tolist(), strict=True)
+    recall = [wilson(share, float(count)) for share, count in certain]
     return pa.table(
         {
-            "label": pa.array(found, pa.int64()),
-            "count": pa.array([len(rows) for rows in by_class], pa.int64()),
-            "recall": pa.array(map(float, recall), pa.float64()),
-            "recall_lower": pa.array([each.lower for each in recall], pa.float64()),
-            "recall_upper": pa.array([each.upper for each in recall], pa.float64()),
-            "uncertainty": pa.array(mean, pa.float64()),
+            "label": classes.label,
+            "count": classes.count,
+            "recall": classes.recall,
+            "recall_lower": pa.array([lower for lower, _ in recall], pa.float64()),
+            "recall_upper": pa.array([upper for _, upper in recall], pa.float64()),
+            "uncertainty": classes.mean,
             "r_auroc": pa.array(map(float, ranked), pa.float64()),
             "r_auroc_lower": pa.array([each.lower for each in ranked], pa.float64()),
             "r_auroc_upper": pa.array([each.upper for each in ranked], pa.float64()),

@@ -89,8 +89,8 @@ def mixed_r_auroc(upstream: Set, downstream: Set, seed: int = 0, limit: int = LI
     parts = [columns(embedding=e, label=y, uncertainty=u) for e, y, u in (upstream, downstream)]
     drawn = mixture(len(parts[0][0]), len(parts[1][0]), seed, limit)
     picked = [[column[rows] for column in part] for part, rows in zip(parts, drawn, strict=True)]
-    (known, known_label, known_score), (new, new_label, new_score) = picked
-    uncertainty = np.concatenate([known_score, new_score])
+    (known, known_label, known_uncertainty), (new, new_label, new_uncertainty) = picked
+    uncertainty = np.concatenate([known_uncertainty, new_uncertainty])
     check_finite(uncertainty)
     if len(uncertainty) < 2:
         return Estimate(float("nan"), reason="no query")

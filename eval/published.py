@@ -3,9 +3,11 @@
 Comes in: what the functions of the same names in `askance.eval.metrics` and `.mixture` take. Goes
 out: plain floats. Uncertainties are float32 here, and AUROC passes them through a sigmoid where one
 lies outside 0 to 1, which ties large ones; it is 0 where it is undefined, and takes NaN for the
-most certain. Values are rounded to 4 decimals, and averages are of rounded values. One thing is not
-copied: that program searches two neighbours and drops the first for the query itself, so that among
-exact duplicates the order of the rows decides.
+most certain. Values are rounded to 4 decimals where that program rounds them, and it averages them
+as they are. Not copied is how it searches: it drops the first of two neighbours for the query
+itself, so that among exact duplicates the order of the rows decides; a lone row is a hit (here R@1
+is NaN); NaN in an embedding becomes 0 (here an error), and more than 90 % rows of zeros are an
+error (not here).
 
 Source: github.com/mkirchhof/url, validate.py.
 """
@@ -110,12 +112,12 @@ def mixed_r_auroc(
         upstream_rows: drawn from the upstream set.
         downstream_rows: drawn from the downstream set; the shift of labels does not heed them.
     """
-    known, known_label, known_score = _picked(upstream, upstream_rows)
-    new, _, new_score = _picked(downstream, downstream_rows)
+    known, known_label, known_uncertainty = _picked(upstream, upstream_rows)
+    new, _, new_uncertainty = _picked(downstream, downstream_rows)
     label = union_label(known_label, downstream[1])
     rows = np.concatenate([np.arange(len(known)), len(known) + downstream_rows])
     hit = metrics.hits(np.concatenate([known, new]), label[rows])
-    return _auroc(-np.concatenate([known_score, new_score]).astype(np.float32), hit)
+    return _auroc(-np.concatenate([known_uncertainty, new_uncertainty]).astype(np.float32), hit)
 
 
 def ood_auroc(upstream_uncertainty: Array, downstream_uncertainty: Array) -> float:
@@ -126,8 +128,8 @@ def ood_auroc(upstream_uncertainty: Array, downstream_uncertainty: Array) -> flo
 
 
 def average(values: Iterable[float]) -> float:
-    """Return the mean over sets of values as they are printed, rounded to 4 decimals each."""
-    return float(np.mean([round(float(value), 4) for value in values]))
+    """Return the mean over sets, not rounded; of values as the functions here return them."""
+    return float(np.mean(list(values)))
 
 
 def _auroc(score: np.ndarray, positive: Bool[np.ndarray, " n"]) -> float:

@@ -9,6 +9,8 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
+from askance.eval.columns import Array, columns
+
 Levels = Int64[np.ndarray, " n"]
 
 
@@ -25,7 +27,7 @@ def check_finite(values: Float[np.ndarray, "..."]) -> None:
     first = tuple(bad[0])
     raise ValueError(
         f"expected finite values, got {len(bad)} of {values.size} that are not, the first in"
-        f" row {first[-1]} ({values[first]}): a head that diverged can't be ranked"
+        f" row {first[-1]} ({values[first]}): leave out or mend these rows"
     )
 
 
@@ -40,7 +42,28 @@ def levels(values: Float[np.ndarray, " n"]) -> Levels:
         array([1, 0, 1, 2])
     """
     check_finite(values)
-    return np.unique(values, return_inverse=True)[1]
+    if values.dtype.itemsize > 4:
+        return np.unique(values, return_inverse=True)[1]
+    key = _bits(values) << 32
+    key |= np.arange(len(key))  # a single sort of integers is the faster one
+    key.sort()
+    row = key & 0xFFFFFFFF
+    key >>= 32
+    rises = np.zeros(len(key), bool)
+    rises[1:] = key[1:] != key[:-1]
+    level = np.empty(len(key), np.int64)
+    level[row] = rises.cumsum()
+    return level
+
+
+def _bits(values: Float[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Return integers in the order of values of up to 32 bits.
+
+    A float's bits are in its own order, but for the sign: negative ones are turned round.
+    """
+    bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)  # + 0: -0.0 becomes 0.0
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    return bits.astype(np.int64)
 
 
 def below(level: Levels, weight: Shaped[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -67,14 +90,19 @@ def midranks(values: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
     return below(levels(values), np.ones(len(values))) + 0.5
 
 
-def auroc(score: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
+def auroc(score: Array, positive: Array) -> float:
     """Return the chance that a random positive scores above a random negative, ties one half.
 
     The area under the receiver operating characteristic, exact at any scale of the scores: from 0
-    over 0.5 (no better than a coin) to 1. NaN where positives or negatives are missing.
+    over 0.5 (no better than a coin) to 1. NaN where positives or negatives are missing. The value
+    only, in less time than metrics with an interval take.
+
+    Args:
+        score: (n,) floats.
+        positive: (n,) booleans.
 
     Raises:
-        ValueError: a score is NaN or infinite.
+        ValueError: a score is NaN or infinite, or columns don't match.
 
     Source: Mann and Whitney 1947. The published program passes float32 scores outside 0 to 1
         through a sigmoid, which ties large ones, and returns 0 where this is NaN.
@@ -83,6 +111,7 @@ def auroc(score: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> f
         >>> auroc(np.array([20.0, 40.0, 30.0]), np.array([False, True, True]))
         1.0
     """
+    score, positive = columns(score=score, positive=positive)
     check_finite(score)
     positives = int(np.count_nonzero(positive))
     pairs = positives * (len(positive) - positives)
@@ -100,13 +129,8 @@ def _wins(score: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> f
 
 
 def _packed_wins(score: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> float:
-    """Count as `_wins` does, by a single sort of integers: score and, in the lowest bit, label.
-
-    A float's bits are in its own order, but for the sign: negative ones are turned round.
-    """
-    bits = (score.astype(np.float32) + np.float32(0)).view(np.int32)  # + 0: -0.0 becomes 0.0
-    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
-    key = bits.astype(np.int64)
+    """Count as `_wins` does, by a single sort of integers: score and, in the lowest bit, label."""
+    key = _bits(score)
     key <<= 1
     key |= positive
     key.sort()

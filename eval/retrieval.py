@@ -4,15 +4,15 @@ Comes in: embeddings, in memory or on disk. Goes out: `Neighbours`, exact in flo
 engine, since engines (`askance.eval.engines`) only name candidates, with a proof that none lacks.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
-from askance.eval.cosine import Ids, dots, lengths, runs, take
+from askance.eval.cosine import Ids, dots, lengths, runs, take, units
 from askance.eval.cosine import Rows as Rows
 from askance.eval.engines import Block, Engine, fastest
 from askance.pipeline.seeding import generator
@@ -47,11 +47,11 @@ def neighbours(
     never its own neighbour, its exact duplicates may be; of equally similar rows the first wins.
     A zero vector has similarity 0 with every row.
 
-    Rows are read in runs, several times over. Beyond its input it takes less than 150 MB, and 64
+    Rows are read in runs, several times over. Beyond its input it takes less than 150 MB, and 128
     bytes a row, its answer included.
 
     Args:
-        embedding: (n, d), of all rows; their lengths don't matter.
+        embedding: (n, d), of all rows, float16 to float64; their lengths don't matter.
         advance: told how many more queries are done, now and then.
         queries: the rows that search, ascending; None: all.
         gallery: the rows that are searched, ascending; None: all. Where both are the same rows,
@@ -131,7 +131,7 @@ class _Search:
             raw = take(rows, some)
             self.norm[some] = lengths(raw)
             with np.errstate(invalid="ignore"):  # refused below
-                total += self.unit(some, raw).sum(axis=0, dtype=np.float64)
+                total += units(raw, self.norm[some]).sum(axis=0, dtype=np.float64)
         self.centre = (total / max(len(ids), 1)).astype(np.float32)
         bad = ids[~np.isfinite(self.norm[ids])]
         if len(bad):
@@ -149,17 +149,24 @@ class _Search:
         norm = np.sort(self.norm[ids])
         thrice = np.unique(norm[2:][norm[2:] == norm[:-2]])
         alike = ids[np.isin(self.norm[ids], thrice)] if len(thrice) else ids[:0]
-        seen: dict[bytes, list[int]] = {}
-        further: list[tuple[int, int]] = []
-        for some in runs(alike, self.step):
-            for row, raw in zip(some.tolist(), take(self.rows, some) + 0.0, strict=True):  # no -0
-                first = seen.setdefault(hashlib.blake2b(raw.tobytes()).digest(), [])
-                if len(first) < 2:
-                    first.append(row)
-                else:
-                    further.append((row, first[1]))
-        dropped, twin = np.array(further, np.int64).reshape(-1, 2).T
-        return dropped, twin
+        order, same = self.by_content(alike)  # copies stand side by side, in rising order
+        third = same.copy()
+        third[1:] &= same[:-1]
+        second, further = np.flatnonzero(same & ~third), np.flatnonzero(third)
+        twin = second[np.searchsorted(second, further) - 1]
+        return alike[order[further]], alike[order[twin]]
+
+    def by_content(self, ids: Ids) -> tuple[Ids, Bool[np.ndarray, " m"]]:
+        """Sort rows by content, then number; return the order, and which equal the one before."""
+        digest = np.empty((len(ids), 2), np.uint64)  # 128 bits: no two others agree by chance
+        for start in range(0, len(ids), self.step):
+            rows = take(self.rows, ids[start : start + self.step]) + 0.0  # no -0
+            hashes = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+            digest[start : start + self.step] = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
+        order = np.lexsort(digest.T)
+        digest, same = digest[order], np.zeros(len(ids), np.bool_)
+        same[1:] = (digest[1:] == digest[:-1]).all(axis=1)
+        return order, same
 
     def run(
         self, queries: Ids, gallery: Ids, symmetric: bool, done: Callable[[float], None]
@@ -200,14 +207,9 @@ class _Search:
     def held(self, ids: Ids, raw: Float[np.ndarray, "m d"], engine: Engine) -> list[_Held]:
         """Hand rows to an engine, cut as it wants them."""
         cut = [slice(start, start + engine.tile) for start in range(0, len(ids), engine.tile)]
-        unit = (self.unit(ids[part], raw[part]) for part in cut)
+        unit = (units(raw[part], self.norm[ids[part]]) for part in cut)
         blocks = (engine.take(some, self.centre) for some in unit)
         return [_Held(ids[p], raw[p], engine, block) for p, block in zip(cut, blocks, strict=True)]
-
-    def unit(self, ids: Ids, raw: Float[np.ndarray, "m d"]) -> Float32[np.ndarray, "m d"]:
-        # In float64, since a length may be too long or too short for float32.
-        out = np.empty(raw.shape, np.float32)
-        return np.divide(raw, self.norm[ids, None], out=out, casting="same_kind")
 
     def compare(self, first: _Held, second: _Held, both: bool) -> None:
         """Score the pairs that may be nearest for a row of the first (or the second)."""
@@ -260,8 +262,12 @@ def _shared(first: Ids, second: Ids) -> tuple[Ids, Ids]:
 def _chosen(rows: Ids | None, n: int, name: str) -> Ids:
     if rows is None:
         return np.arange(n)
-    if len(rows) and not (rows[0] >= 0 and rows[-1] < n and (np.diff(rows) > 0).all()):
-        raise ValueError(f"expected {name} ascending from 0 to {n - 1}, each once: sort them")
+    wrong = np.flatnonzero((rows < 0) | (rows >= n) | (np.diff(rows, prepend=-1) <= 0))
+    if len(wrong):
+        raise ValueError(
+            f"expected {name} ascending from 0 to {n - 1}, each once, got {rows[wrong[0]]} at place"
+            f" {wrong[0]}: sort them, or leave it out"
+        )
     return rows
 
 

@@ -1,7 +1,8 @@
 """Selection: which images of a pool to label next.
 
 Comes in: uncertainties (larger is less certain) and embeddings of the pool, as plain arrays. Goes
-out: the rows to label, in the order of choice. All is deterministic: of equals the first row wins.
+out: the rows to label, in the order of choice. Nothing is drawn by lot. Of equal rows `uncertain`
+and `diverse` choose the first, `representative` any: a matrix product rounds by a row's place.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from askance.eval.ranks import check_finite
+from askance.eval.retrieval import neighbours
 
 AT_A_TIME = 256  # rows whose gain is computed together
 
@@ -45,23 +47,53 @@ def uncertain(uncertainty: Float[np.ndarray, " n"], count: int) -> Selection:
     return Selection(row, np.full(count, np.nan))
 
 
+def nearest_labelled(
+    embedding: Float32[np.ndarray, "n d"],
+    labelled: Int64[np.ndarray, " m"],
+    advance: Callable[[int], None] = lambda count: None,
+) -> Float64[np.ndarray, " n"]:
+    """Return each row's cosine to the nearest labelled row; infinity for the labelled ones.
+
+    Args:
+        embedding: of the pool.
+        labelled: rows that have a label already, in any order; none: no cosine is above -1.
+        advance: told how many more of the rows without a label are done.
+
+    Raises:
+        ValueError: a row that is not finite.
+
+    Example:
+        >>> nearest_labelled(np.array([[1, 0], [3, 4], [0, 2]], np.float32), np.array([0]))
+        array([inf, 0.6, 0. ])
+    """
+    nearest, known = np.full(len(embedding), -1.0), np.unique(labelled)
+    nearest[known] = np.inf
+    left = np.flatnonzero(nearest == -1)
+    if len(known) and len(left):
+        found = neighbours(embedding, advance, queries=left, gallery=known)
+        nearest[left] = found.similarity
+    return nearest
+
+
 def diverse(
     embedding: Float32[np.ndarray, "n d"],
     count: int,
-    labelled: Int64[np.ndarray, " m"] | None = None,
+    nearest: Float64[np.ndarray, " n"] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Selection:
     """Choose rows by farthest-first: each time the row farthest from all labelled and chosen ones.
 
-    The largest distance of a row to the chosen is at most twice what any choice could reach.
-    Distances are cosine's, so lengths don't matter; a zero vector is as far from all as a right
-    angle. Where nothing is labelled, the first choice is the row nearest the mean direction.
-    Takes O(n d) for each row chosen and labelled, and memory for one normalised copy.
+    The largest angle of a row to the nearest chosen one is at most twice what any choice of as many
+    could reach; so the largest distance, 1 - cosine, is at most four times that. Lengths don't
+    matter; a zero vector is at a right angle to all. Where nothing is labelled, the first choice is
+    the row nearest the mean direction. Takes O(n d) for each row chosen, and memory for one
+    normalised copy.
 
     Args:
         embedding: of the pool.
         count: how many to choose.
-        labelled: rows that have a label already: never chosen, and counted as covered.
+        nearest: what `nearest_labelled` returns: labelled rows are never chosen, and cover others;
+            None: nothing is labelled.
         advance: told of each row chosen.
 
     Raises:
@@ -74,23 +106,17 @@ def diverse(
         >>> diverse(np.array([[1, 0], [1, 0.1], [0, 1], [1, 1]], np.float32), 2).row
         array([3, 0])
     """
-    known = np.empty(0, np.int64) if labelled is None else np.unique(labelled)
-    _check(len(embedding) - len(known), count)
+    nearest = _uncovered(embedding, nearest, count)
     unit = _normalised(embedding)
-    nearest = np.full(len(unit), -np.inf)  # cosine to the nearest labelled or chosen row
-    taken = np.zeros(len(unit), bool)
-    for row in known:
-        taken[row] = True
-        np.maximum(nearest, _cosine(unit, unit[row]), out=nearest)
     rows, distance = np.empty(count, np.int64), np.full(count, np.nan)
     for place in range(count):
-        if not taken.any():
-            rows[place] = _cosine(unit, unit.mean(axis=0)).argmax()
+        if place or np.isinf(nearest).any():
+            row = nearest.argmin()
+            distance[place] = max(0.0, 1 - nearest[row])
         else:
-            rows[place] = np.where(taken, np.inf, nearest).argmin()
-            distance[place] = max(0.0, 1 - nearest[rows[place]])
-        taken[rows[place]] = True
-        np.maximum(nearest, _cosine(unit, unit[rows[place]]), out=nearest)
+            row = _cosine(unit, unit.mean(axis=0)).argmax()
+        rows[place], nearest[row] = row, np.inf
+        np.maximum(nearest, _cosine(unit, unit[row]), out=nearest)
         advance(1)
     return Selection(rows, distance)
 
@@ -99,7 +125,7 @@ def representative(
     embedding: Float32[np.ndarray, "n d"],
     count: int,
     weight: Float[np.ndarray, " n"] | None = None,
-    labelled: Int64[np.ndarray, " m"] | None = None,
+    nearest: Float64[np.ndarray, " n"] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Selection:
     """Choose rows that others are like: each time the row that brings the pool closest.
@@ -113,7 +139,8 @@ def representative(
         count: how many to choose.
         weight: how much it matters that a row has a neighbour, not negative; None: one each. With
             uncertainties as percentiles, the chosen represent the uncertain part of the pool.
-        labelled: rows that have a label already: never chosen, and counted as covered.
+        nearest: what `nearest_labelled` returns: labelled rows are never chosen, and cover others;
+            None: nothing is labelled.
         advance: told of each row chosen.
 
     Raises:
@@ -127,21 +154,17 @@ def representative(
         >>> representative(pool, 2).row
         array([2, 3])
     """
-    known = np.empty(0, np.int64) if labelled is None else np.unique(labelled)
-    _check(len(embedding) - len(known), count)
+    covered = _uncovered(embedding, nearest, count).astype(np.float32)
     unit = _normalised(embedding)
     matters = np.ones(len(unit), np.float32) if weight is None else _weights(weight)
-    nearest = np.full(len(unit), -1, np.float32)  # cosine to the nearest labelled or chosen row
-    bound = np.full(len(unit), np.inf)  # no row's gain is above
-    for row in known:
-        np.maximum(nearest, _cosine(unit, unit[row]), out=nearest)
-    bound[known] = -np.inf
+    known = np.isinf(covered)
+    bound = np.where(known, -np.inf, np.inf)  # no row's gain is above
     rows, distance = np.empty(count, np.int64), np.full(count, np.nan)
     for place in range(count):
-        row = rows[place] = _largest_gain(unit, matters, nearest, bound)
-        if place or len(known):
-            distance[place] = max(0.0, 1 - nearest[row])
-        np.maximum(nearest, _cosine(unit, unit[row]), out=nearest)
+        row = rows[place] = _largest_gain(unit, matters, covered, bound)
+        if place or known.any():
+            distance[place] = max(0.0, 1 - covered[row])
+        np.maximum(covered, _cosine(unit, unit[row]), out=covered)
         bound[row] = -np.inf
         advance(1)
     return Selection(rows, distance)
@@ -168,6 +191,15 @@ def _largest_gain(
         bound[some] = weight @ np.maximum(unit @ unit[some].T - nearest[:, None], 0)
         stale[some] = False
     return best
+
+
+def _uncovered(
+    embedding: Float32[np.ndarray, "n d"], nearest: Float64[np.ndarray, " n"] | None, count: int
+) -> Float64[np.ndarray, " n"]:
+    """Return a copy of what is near each row at the start, and check the count."""
+    nearest = np.full(len(embedding), -1.0) if nearest is None else nearest.copy()
+    _check(int(np.isfinite(nearest).sum()), count)
+    return nearest
 
 
 def _check(rows: int, count: int) -> None:

@@ -111,8 +111,7 @@ def accuracy_at_coverage(uncertainty: Array, hit: Array, coverage: float) -> Est
         >>> float(accuracy_at_coverage(np.array([0.1, 0.2]), np.array([True, False]), 0.5))
         1.0
     """
-    if not 0 < coverage <= 1:
-        raise ValueError(f"expected a coverage above 0 and up to 1, got {coverage}: pass a share")
+    check_coverage(coverage)
     uncertainty, hit = columns(uncertainty=uncertainty, hit=hit)
     return influences.accuracy_at_coverage(uncertainty, hit, coverage).estimate()
 
@@ -134,8 +133,7 @@ def coverage_at_accuracy(uncertainty: Array, hit: Array, accuracy: float) -> Est
         >>> coverage_at_accuracy(np.array([0.1, 0.2, 0.2]), np.array([True, True, False]), 0.9)
         0.3333
     """
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"expected an accuracy from 0 to 1, got {accuracy}: pass a share")
+    check_accuracy(accuracy)
     uncertainty, hit = columns(uncertainty=uncertainty, hit=hit)
     level = levels(uncertainty)
     if not len(hit):
@@ -144,3 +142,23 @@ def coverage_at_accuracy(uncertainty: Array, hit: Array, accuracy: float) -> Est
     right = np.bincount(level, weights=hit).cumsum()
     enough = accepted[right >= accuracy * accepted - 1e-9]  # 0.07 * 100 is 7, and a rounding error
     return Estimate(int(enough[-1]) / len(hit) if len(enough) else 0.0)
+
+
+def check_coverage(coverage: float) -> None:
+    """Stop at coverages outside of (0, 1].
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not 0 < coverage <= 1:
+        raise ValueError(f"expected a coverage above 0 and up to 1, got {coverage}: pass a share")
+
+
+def check_accuracy(accuracy: float) -> None:
+    """Stop at accuracies outside of 0 to 1.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"expected an accuracy from 0 to 1, got {accuracy}: pass a share")

@@ -1,7 +1,7 @@
 """The summary: every metric of every head on every set, as one tidy table.
 
-Comes in: the scores and hits of a set's queries. Goes out: rows of head, seed, set, metric, value,
-interval and spread; curves; and the nested numbers that `dvc metrics show` reads.
+Comes in: the uncertainties and hits of a set's queries. Goes out: rows of head, seed, set, metric,
+value, interval and spread; curves; and the nested numbers that `dvc metrics show` reads.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 
 from askance.eval import influences
-from askance.eval.estimates import Measurement, mean_over_runs, mean_over_sets
+from askance.eval.estimates import Measurement, difference, mean_over_runs, mean_over_sets
 from askance.eval.metrics import vote_entropy
 from askance.eval.ranks import check_finite
 from askance.eval.selective import risk_coverage
@@ -62,12 +62,15 @@ class Mixture:
 class Queries:
     """A set's queries, a row each.
 
-    `hit`: the nearest other image has the same label. `fraction`: how much of the image its crop
+    `row` and `near`: the number of the query's image, and that of the nearest other one. `hit`: it
+    has the same label. `fraction`: how much of the image its crop
     shows. `votes`: people's, where some voted. `correct` and `loss`: of the upstream classifier,
     where it knows the classes. `mixture`: with upstream images, where it was made.
     """
 
     name: str
+    row: Int64[np.ndarray, " n"]
+    near: Int64[np.ndarray, " n"]
     hit: Bool[np.ndarray, " n"]
     fraction: Float[np.ndarray, " n"]
     votes: Int[np.ndarray, "n c"] | None = None
@@ -77,11 +80,11 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Uncertainties:
     """One head's uncertainties: a row per seed, a column per query or image of the mixture.
 
-    `hit` and `mixed_hit`: the hits of the head's own neighbours, where it searches by another
-    representation than the frozen embedding.
+    `near`, `hit` and `mixed_hit`: the head's own neighbours and their hits, where it searches by
+    another representation than the frozen embedding.
     """
 
     head: str
@@ -89,13 +92,14 @@ class Scores:
     plain: Float[np.ndarray, "s n"]
     cropped: Float[np.ndarray, "s n"] | None = None
     mixed: Float[np.ndarray, "s m"] | None = None
+    near: Int64[np.ndarray, "s n"] | None = None
     hit: Bool[np.ndarray, "s n"] | None = None
     mixed_hit: Bool[np.ndarray, "s m"] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A head's metric on a set, seed by seed."""
+    """A head's metric on a set, seed by seed; without seeds, of their mean alone."""
 
     head: str
     metric: str
@@ -116,49 +120,62 @@ class Summary:
         return [row for each in self.measured for row in _rows(self.name, each)]
 
 
-def summarise(queries: Queries, heads: list[Scores]) -> Summary:
+def summarise(queries: Queries, heads: list[Uncertainties]) -> Summary:
     """Compute every metric of every head on one set.
 
     Raises:
         ValueError: an uncertainty is NaN or infinite.
     """
-    measured = [Measured("", "r1", [0], [influences.share(queries.hit)])]
-    for scores in heads:
-        runs = [_measure(queries, scores, run) for run in range(len(scores.seeds))]
+    recall = influences.recall(queries.hit, queries.row, queries.near)
+    measured = [Measured("", "r1", [0], [recall])]
+    for answers in heads:
+        runs = [_measure(queries, answers, run) for run in range(len(answers.seeds))]
         measured += [
-            Measured(scores.head, metric, scores.seeds, [run[metric] for run in runs])
+            Measured(answers.head, metric, answers.seeds, [run[metric] for run in runs])
             for metric in runs[0]
         ]
+    measured += _differences([each for each in measured if each.metric == "r_auroc"])
     return Summary(queries.name, queries.correct is not None, measured)
 
 
-def _measure(queries: Queries, scores: Scores, run: int) -> dict[str, Measurement]:
+def _differences(heads: list[Measured]) -> list[Measured]:
+    """Compare R-AUROC, the mean over seeds, of each head but the first with that of the first."""
+    means = [mean_over_runs(each.runs) for each in heads]
+    return [
+        Measured(each.head, "r_auroc_difference", [], [difference(mean, means[0])])
+        for each, mean in zip(heads[1:], means[1:], strict=True)
+    ]
+
+
+def _measure(queries: Queries, answers: Uncertainties, run: int) -> dict[str, Measurement]:
     """Measure one seed of a head; of metrics that need what the set lacks, there is none."""
-    plain, hit = scores.plain[run], queries.hit if scores.hit is None else scores.hit[run]
+    plain, hit = answers.plain[run], queries.hit if answers.hit is None else answers.hit[run]
     found = {
         "r_auroc": influences.r_auroc(plain, hit),
         "aurc": influences.aurc(plain, hit),
         "excess_aurc": influences.excess_aurc(plain, hit),
         "augrc": influences.augrc(plain, hit),
     }
-    if scores.hit is not None:
-        found["r1"] = influences.share(hit)
-    if scores.cropped is not None:
-        cropped = scores.cropped[run]
+    if answers.near is not None:
+        found["r1"] = influences.recall(hit, queries.row, answers.near[run])
+    if answers.cropped is not None:
+        cropped = answers.cropped[run]
         check_finite(cropped)
         found["crop_win"] = influences.share(plain < cropped)
-        found["crop_correlation"] = influences.spearman(-cropped, queries.fraction)
+        found["crop_correlation"] = influences.spearman(
+            -cropped, queries.fraction, ("uncertainty", "fraction")
+        )
     if queries.votes is not None:
         found |= _human(plain, queries.votes)
-    if queries.mixture is not None and scores.mixed is not None:
-        mixed, own = scores.mixed[run], scores.mixed_hit
+    if queries.mixture is not None and answers.mixed is not None:
+        mixed, own = answers.mixed[run], answers.mixed_hit
         hit = queries.mixture.hit if own is None else own[run]
         kinds = "downstream image", "upstream image"
         found["mixed_r_auroc"] = influences.r_auroc(mixed, hit)
         found["ood_auroc"] = influences.auroc(mixed, ~queries.mixture.upstream, kinds)
     if queries.correct is not None and queries.loss is not None:
         found["auroc_classification"] = influences.r_auroc(plain, queries.correct)
-        found["spearman_loss"] = influences.spearman(plain, queries.loss)
+        found["spearman_loss"] = influences.spearman(plain, queries.loss, ("uncertainty", "loss"))
     return found
 
 
@@ -167,7 +184,9 @@ def _human(plain: Float[np.ndarray, " n"], votes: Int[np.ndarray, "n c"]) -> dic
     plain, votes = plain[voted], votes[voted]
     disputed = (votes > 0).sum(axis=1) > 1
     return {
-        "human_correlation": influences.spearman(plain, vote_entropy(votes)),
+        "human_correlation": influences.spearman(
+            plain, vote_entropy(votes), ("uncertainty", "entropy")
+        ),
         "dirac_auroc": influences.auroc(plain, disputed, ("disputed image", "agreed image")),
     }
 
@@ -199,7 +218,7 @@ def _rows(name: str, measured: Measured) -> list[Row]:
     """Return one row per seed, and one of their mean with its spread."""
     values = [run.value for run in measured.runs]
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    seeds = list(zip(measured.seeds, measured.runs, strict=True))
+    seeds = list(zip(measured.seeds, measured.runs, strict=bool(measured.seeds)))
     mean = mean_over_runs(measured.runs)
     if len({run.reason for run in measured.runs}) > 1:
         reason = next(f"seed {seed}: {run.reason}" for seed, run in seeds if run.reason)
@@ -227,15 +246,15 @@ def _row(
     )
 
 
-def curve(queries: Queries, scores: Scores) -> list[Point]:
+def curve(queries: Queries, answers: Uncertainties) -> list[Point]:
     """Return the risk-coverage curve of a head, averaged over seeds, at up to 100 coverages."""
-    hits = np.broadcast_to(queries.hit, scores.plain.shape) if scores.hit is None else scores.hit
-    runs = [risk_coverage(u, hit) for u, hit in zip(scores.plain, hits, strict=True)]
+    hits = np.broadcast_to(queries.hit, answers.plain.shape) if answers.hit is None else answers.hit
+    runs = [risk_coverage(u, hit) for u, hit in zip(answers.plain, hits, strict=True)]
     coverages, risks = zip(*runs, strict=True)
     coverage, risk = coverages[0], np.mean(risks, axis=0)
     places = np.unique(np.linspace(0, len(risk) - 1, min(POINTS, len(risk))).round().astype(int))
     return [
-        Point(set=queries.name, head=scores.head, coverage=float(coverage[i]), risk=float(risk[i]))
+        Point(set=queries.name, head=answers.head, coverage=float(coverage[i]), risk=float(risk[i]))
         for i in places
     ]
 

@@ -96,6 +96,8 @@ def load(path: Path) -> SavedHead:
         ValueError: not a head of this format.
         FileNotFoundError: no such file.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a head in {path}, got no such file: train writes these")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get("askance", "{}"))

@@ -1,20 +1,21 @@
 """Cases: the sets to evaluate on, with what is known of their images before any head is asked."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from askance.eval.summary import Mixture, Queries
-from askance.features.classify import scores
+from askance.features.classify import Classifier, scores
 from askance.features.store import FeatureStore
 from askance.pipeline.artifacts import Place
 
-AT_A_TIME = 4096  # images
+CELLS = 2**22  # logits at a time
 
 
 @dataclass(frozen=True)
@@ -51,61 +52,66 @@ class Case(NamedTuple):
     mixed: Mixed | None
 
 
-def read_neighbours(path: Path, **stores: FeatureStore) -> pa.Table:
-    """Read what `retrieve` or `mix` found in these stores, named as they are in its metadata.
+def read_neighbours(path: Path, stage: str = "retrieve", **stores: FeatureStore) -> pa.Table:
+    """Read what a stage found in these stores, named as they are in its table's metadata.
 
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: it was made from other stores.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"expected the neighbours in {path}, got no such file: run retrieve"
-        )
-    table = pq.read_table(path)
+    table = pq.read_table(_there(path, stage))
     about = table.schema.metadata or {}
     for name, store in stores.items():
         if about.get(name.encode(), b"").decode() != store.edition:
             raise ValueError(
-                f"expected neighbours in {store.path}, got those of another: run retrieve"
+                f"expected neighbours in {store.path}, got those of another: run {stage}"
             )
     return table
 
 
+def _there(path: Path, stage: str) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"expected the neighbours in {path}, got no such file: run {stage}")
+    return path
+
+
 def read_case(
-    name: str,
-    store: FeatureStore,
-    stores: Place,
-    neighbours: Path,
-    losses: FeatureStore | None,
+    name: str, store: FeatureStore, neighbours: Path, losses: FeatureStore | None
 ) -> Case:
     """Read what is known of a set; `losses`: if its classes are the upstream's."""
     table = read_neighbours(neighbours / f"{name}.parquet", store=store)
     images = Images(store, table["row"].to_numpy())
-    path, mixed, mixture = neighbours / "mixed" / f"{name}.parquet", None, None
-    if path.is_file():
-        mixed = _mixed(path, store, stores)
-        columns = mixed.table["upstream"].to_numpy(), mixed.table["hit"].to_numpy()
-        mixture = Mixture(*columns)
+    places = images.places
     correct, loss = _classified(images, losses) if losses else (None, None)
     queries = Queries(
         name=name,
+        row=images.row,
+        near=table["neighbour"].to_numpy(),
         hit=table["hit"].to_numpy(),
-        fraction=store.read("crop")[images.places],
-        votes=store.read("votes")[images.places] if "votes" in store.group else None,
+        fraction=store.read("crop")[places],
+        votes=store.read("votes")[places] if "votes" in store.group else None,
         correct=correct,
         loss=loss,
-        mixture=mixture,
     )
-    return Case(table, queries, images, mixed)
+    return Case(table, queries, images, None)
 
 
-def _mixed(path: Path, store: FeatureStore, stores: Place) -> Mixed:
-    named = (pq.read_schema(path).metadata or {}).get(b"name", b"").decode()
-    upstream = FeatureStore.open(stores / f"{named}.zarr")
-    table = read_neighbours(path, upstream=upstream, store=store)
+def with_mixture(case: Case, path: Path, stores: Place) -> Case:
+    """Add the mixture that mix wrote to a path."""
+    about = pq.read_schema(_there(path, "mix")).metadata or {}
+    upstream = FeatureStore.open(stores / f"{about.get(b'name', b'').decode()}.zarr")
+    store = case.images.store
+    table = read_neighbours(path, "mix", upstream=upstream, store=store)
     known, row = table["upstream"].to_numpy(), table["row"].to_numpy()
-    return Mixed(table, Images(upstream, row[known]), Images(store, row[~known]))
+    mixed = Mixed(table, Images(upstream, row[known]), Images(store, row[~known]))
+    mixture = Mixture(known, table["hit"].to_numpy())
+    return case._replace(queries=replace(case.queries, mixture=mixture), mixed=mixed)
+
+
+def class_names(store: FeatureStore) -> set[str]:
+    """Return the names of the classes that occur, without their source; none for bare numbers."""
+    found = (store.index.classes.get(label, "") for label in np.unique(store.labels).tolist())
+    return {name.rpartition("/")[2] for name in found if name}
 
 
 def columns_of(store: FeatureStore, losses: FeatureStore) -> Int64[np.ndarray, " m"]:
@@ -125,14 +131,29 @@ def columns_of(store: FeatureStore, losses: FeatureStore) -> Int64[np.ndarray, "
     return np.searchsorted(columns, store.labels)
 
 
+def logits(
+    images: Images, classifiers: Sequence[Classifier], number: Int64[np.ndarray, " q"]
+) -> Iterator[Float32[np.ndarray, "m c"]]:
+    """Yield the logits of the images, some at a time, each by the classifier of its number."""
+    classes, places = len(classifiers[0].bias), images.places
+    step = max(1, CELLS // classes)
+    for start in range(0, len(places), step):
+        part = slice(start, start + step)
+        embedding = images.store.some("plain", places[part])
+        found = np.empty((len(embedding), classes), np.float32)
+        for each in np.unique(number[part]):
+            here = number[part] == each
+            found[here] = classifiers[each].logits(embedding[here])
+        yield found
+
+
 def _classified(images: Images, losses: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     """Return whether the upstream classifier is right about each image, and its loss."""
-    places = images.places
-    column = columns_of(images.store, losses)[places]
-    loss, correct = [], []
-    for start in range(0, len(column), AT_A_TIME):  # all logits at once could fill the memory
-        part = slice(start, start + AT_A_TIME)
-        logits = losses.classifier.logits(images.store.some("plain", places[part]))
-        loss.append(scores(logits[:, None], column[part])["loss"][:, 0])
-        correct.append(logits.argmax(1) == column[part])
+    column = columns_of(images.store, losses)[images.places]
+    loss, correct, start = [], [], 0
+    for some in logits(images, [losses.classifier], np.zeros_like(column)):
+        own = column[start : start + len(some)]
+        loss.append(scores(some[:, None], own)["loss"][:, 0])
+        correct.append(some.argmax(1) == own)
+        start += len(some)
     return np.concatenate(correct), np.concatenate(loss)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from askance.heads.checkpoint import SavedHead
     from askance.stages.cases import Images
 
-AT_A_TIME = 4096  # images
-
 
 class Curated(NamedTuple):
     """A set's tables: a row per query, class, pair of near-duplicates, case of safe retrieval."""
@@ -64,7 +62,7 @@ def run(
     """Rank a set's images by doubt, and find suspect labels, near-duplicates and hard classes."""
     from askance.features.store import FeatureStore
     from askance.stages.cases import Images, read_neighbours
-    from askance.stages.scores import percentile, read_heads, uncertainty
+    from askance.stages.uncertainties import read_heads
 
     if unknown := set(upstream) - set(sets):
         raise ValueError(f"expected curate.upstream among {sets}, got {sorted(unknown)}")
@@ -78,10 +76,9 @@ def run(
             for saved in seeds:
                 saved.check_backbone(store.backbone, str(store.path))
             table = read_neighbours(neighbours / f"{name}.parquet", store=store)
-            images, every = Images(store, table["row"].to_numpy()), Images(store, store.rows)
-            doubt = percentile(seeds, uncertainty(seeds, every, "plain"))  # the gallery's, too
+            images = Images(store, table["row"].to_numpy())
             labels = _labels(images, losses) if name in upstream else None
-            found = curated(name, images, table, doubt, labels, uncertain, similarity)
+            found = curated(name, images, table, seeds, labels, uncertain, similarity)
             for kind, rows in found._asdict().items():
                 (folder / kind).mkdir(parents=True, exist_ok=True)
                 pq.write_table(rows, folder / kind / f"{name}.parquet")
@@ -108,73 +105,80 @@ def _labels(images: "Images", losses: "FeatureStore") -> dict[str, np.ndarray]:
     from scipy.special import softmax
 
     from askance.eval.curation import suspects
-    from askance.stages.cases import columns_of
+    from askance.stages.cases import columns_of, logits
 
     store, columns = images.store, np.asarray(losses.array("classifier/label")[:])
     column, places = columns_of(store, losses), images.places
     fold, classifiers = _unseen(store, losses)
 
     def probabilities() -> Iterator[np.ndarray]:
-        for start in range(0, len(places), AT_A_TIME):
-            part = places[start : start + AT_A_TIME]
-            embedding = store.some("plain", part)
-            logits = np.empty((len(part), len(columns)), np.float32)
-            for number in np.unique(fold[part]):
-                here = fold[part] == number
-                logits[here] = classifiers[number].logits(embedding[here])
-            yield softmax(logits, axis=1)
+        return (softmax(some, axis=1) for some in logits(images, classifiers, fold[places]))
 
     found = suspects(probabilities, column[places], len(columns))
     return vars(found) | {"suggested": columns[found.suggested]}
 
 
 def _unseen(store: "FeatureStore", losses: "FeatureStore") -> tuple[np.ndarray, list["Classifier"]]:
-    """Return which of some classifiers never saw each image, (n,), and these classifiers."""
-    from askance.features.classify import Classifier
+    """Return which of some classifiers never saw each image, (n,), and these classifiers.
 
-    if "fold" not in losses.group or losses.content["upstream"] != store.fingerprint:
-        return np.zeros(len(store.rows), np.int32), [losses.classifier]
+    Raises:
+        ValueError: the probe was fitted to these images, but as another store has them.
+    """
+    from askance.features.classify import Classifier
+    from askance.features.targets import check_same
+
+    if "fold" not in losses.group or losses.content["index"] != store.content["index"]:
+        return np.zeros(len(store.rows), np.int64), [losses.classifier]
+    check_same(store, losses)
     weights, biases = (np.asarray(losses.array(f"folds/{n}")[:]) for n in ("weight", "bias"))
-    return losses.read("fold"), list(map(Classifier, weights, biases))
+    return losses.read("fold").astype(np.int64), list(map(Classifier, weights, biases))
 
 
 def curated(
     name: str,
     images: "Images",
     neighbours: pa.Table,
-    doubt: np.ndarray,
+    seeds: list["SavedHead"],
     labels: dict[str, np.ndarray] | None,
     uncertain: float,
     similarity: float,
 ) -> Curated:
     """Join all that is known of a set's queries, its classes and near-duplicates.
 
-    `doubt` is the percentile of every done row; `labels`, of the queries.
+    `labels` are of the queries. Images of one percentile, as all that are less certain than the
+    upstream ones, are ordered by their ranks among themselves, the mean over seeds.
     """
     from askance.eval.abstention import curve
     from askance.eval.curation import by_class, kinds, ranks
+    from askance.eval.ranks import levels, midranks
+    from askance.stages.cases import Images
+    from askance.stages.uncertainties import percentile, uncertainty
 
     store, places, label = images.store, images.places, images.label
-    hit, percentile, everything = neighbours["hit"].to_numpy(), doubt[places], _named(store)
+    every = uncertainty(seeds, Images(store, store.rows), "plain")  # the gallery's, too
+    upstream, among = percentile(seeds, every), np.mean([*map(midranks, every)], axis=0)
+    doubt = levels(upstream) * float(len(among)) + levels(among)
+    upstream, own = upstream[places], doubt[places]
+    hit, everything = neighbours["hit"].to_numpy(), _named(store)
     nearest = np.searchsorted(store.rows, neighbours["neighbour"].to_numpy())
     pairs = _near_duplicates(images, nearest, neighbours["similarity"].to_numpy(), similarity)
     group = pairs.group[places]
     found = everything.take(pa.array(places))
     columns = {
-        "percentile": percentile,
-        "rank": ranks(percentile, np.zeros_like(label)),
-        "rank_in_class": ranks(percentile, label),
+        "percentile": upstream,
+        "rank": ranks(own, np.zeros_like(label)),
+        "rank_in_class": ranks(own, label),
         "hit": hit,
         "group": np.where(group < 0, -1, store.rows[group]),
     }
     if labels is not None:
         suspect = labels["suggested"] != label
         columns |= labels | {"suggested_class": _names(store, labels["suggested"])}
-        columns |= {"suspect": suspect, "kind": kinds(percentile >= uncertain, suspect)}
+        columns |= {"suspect": suspect, "kind": kinds(upstream >= uncertain, suspect)}
     for column, values in columns.items():
         found = found.append_column(column, pa.array(values))
-    classes = vars(by_class(percentile, hit, label))
-    classes |= {end: found["key"].take(pa.array(classes[end])) for end in ("uncertain", "certain")}
+    classes, ends = (vars(by_class(values, hit, label)) for values in (upstream, own))
+    classes |= {end: found["key"].take(pa.array(ends[end])) for end in ("uncertain", "certain")}
     classes |= {"class": _names(store, classes["label"])}
     safe = curve(store.slices("plain"), store.labels, doubt, places, nearest)
     tables = found, pa.table(classes), _pairs(everything, pairs), pa.Table.from_pylist(safe)

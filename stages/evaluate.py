@@ -18,10 +18,10 @@ from askance.pipeline.progress import progress
 from askance.pipeline.provenance import machine, versions
 
 if TYPE_CHECKING:
-    from askance.eval.summary import Row, Scores
+    from askance.eval.summary import Row, Uncertainties
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import SavedHead
-    from askance.stages.cases import Case
+    from askance.stages.cases import Case, Images
 
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
 TRAITS = ("trained", "needs_classifier", "of_backbone", "mapped")
@@ -42,15 +42,19 @@ def run(
     upstream: Annotated[
         list[str], typer.Option(help="those among them whose classes are the upstream's")
     ] = [],  # noqa: B006 - typer copies it
+    mixed: Annotated[
+        list[str], typer.Option(help="those among them that mix has mixed with upstream images")
+    ] = [],  # noqa: B006
 ) -> None:
     """Score every query with every head, and ask how well that foretold a wrong neighbour."""
     from askance.eval.summary import average, curve, nested, summarise
     from askance.features.store import FeatureStore
-    from askance.stages.cases import read_case
-    from askance.stages.scores import read_heads, score
+    from askance.stages.cases import read_case, with_mixture
+    from askance.stages.uncertainties import answers, read_heads
 
-    if unknown := set(upstream) - set(sets):
-        raise ValueError(f"expected evaluate.upstream among {sets}, got {sorted(unknown)}")
+    for option, names in (("upstream", upstream), ("mixed", mixed)):
+        if unknown := set(names) - set(sets):
+            raise ValueError(f"expected evaluate.{option} among {sets}, got {sorted(unknown)}")
     losses = FeatureStore.open(probe)
     heads = read_heads(models)
     if any(head.note["probe"] != losses.fingerprint for seeds in heads for head in seeds):
@@ -63,19 +67,21 @@ def run(
         folder.mkdir()
         for name in sets:
             store = FeatureStore.open(stores / f"{name}.zarr")
-            case = read_case(name, store, stores, neighbours, losses if name in upstream else None)
-            described.append(_described(name, name in upstream, store, losses))
-            scores = []
+            case = read_case(name, store, neighbours, losses if name in upstream else None)
+            if name in mixed:
+                case = with_mixture(case, neighbours / "mixed" / f"{name}.parquet", stores)
+            described.append(_described(name, name in upstream, case.images, losses))
+            found = []
             for seeds in heads:
-                scores.append(score(seeds, case.images, case.mixed))
+                found.append(answers(seeds, case.images, case.mixed))
                 advance(1)
-            scores.append(_reference(case.table))
-            summaries.append(summarise(case.queries, scores))
-            curves += [point for head in scores for point in curve(case.queries, head)]
-            pq.write_table(_per_query(case, heads, scores), folder / f"{name}.parquet")
+            found.append(_reference(case.table))
+            summaries.append(summarise(case.queries, found))
+            curves += [point for head in found for point in curve(case.queries, head)]
+            pq.write_table(_per_query(case, heads, found), folder / f"{name}.parquet")
             if case.mixed:
                 pq.write_table(
-                    _per_mixed(case.mixed.table, scores), folder / f"{name}.mixed.parquet"
+                    _per_mixed(case.mixed.table, found), folder / f"{name}.mixed.parquet"
                 )
     rows = [row for summary in summaries for row in summary.rows()] + average(summaries)
     with atomic(out / "table.parquet") as temporary:
@@ -87,41 +93,44 @@ def run(
     print(_best(rows, about["heads"]))
 
 
-def _reference(table: pa.Table) -> "Scores":
+def _reference(table: pa.Table) -> "Uncertainties":
     """Return 1 - similarity of the neighbour, as if it were a head."""
-    from askance.eval.summary import Scores
+    from askance.eval.summary import Uncertainties
 
-    return Scores(NEIGHBOUR_DISTANCE, [0], 1 - table["similarity"].to_numpy()[None])
+    return Uncertainties(NEIGHBOUR_DISTANCE, [0], 1 - table["similarity"].to_numpy()[None])
 
 
-def _per_query(case: "Case", heads: list[list["SavedHead"]], scores: list["Scores"]) -> pa.Table:
-    """Return one row per query: its neighbour, what is known of it, and each head's scores.
+def _per_query(
+    case: "Case", heads: list[list["SavedHead"]], found: list["Uncertainties"]
+) -> pa.Table:
+    """Return one row per query: its neighbour, what is known of it, and each head's uncertainties.
 
     `hit` is of the frozen embedding, `hit/<head>/<seed>` of a head with neighbours of its own;
-    `fraction` is how much of the image the crop shows, whose scores are `cropped/<head>/<seed>`.
+    `fraction` is how much of the image the crop shows; `cropped/<head>/<seed>` are the crop's.
     """
-    from askance.stages.scores import percentile
+    from askance.stages.uncertainties import percentile
 
     queries = case.queries
     columns: dict[str, Any] = {"fraction": queries.fraction}
     columns |= {"correct": queries.correct, "loss": queries.loss}
     columns["votes"] = None if queries.votes is None else list(queries.votes)
-    for head in scores:
-        columns |= _columns(head, uncertainty=head.plain, cropped=head.cropped, hit=head.hit)
-    for seeds, head in zip(heads, scores, strict=False):  # all but the reference
+    for head in found:
+        columns |= _columns(head, uncertainty=head.plain, cropped=head.cropped)
+        columns |= _columns(head, neighbour=head.near, hit=head.hit)
+    for seeds, head in zip(heads, found, strict=False):  # all but the reference
         columns[f"percentile/{head.head}"] = percentile(seeds, head.plain)
     return _with(case.table, columns)
 
 
-def _per_mixed(table: pa.Table, scores: list["Scores"]) -> pa.Table:
+def _per_mixed(table: pa.Table, found: list["Uncertainties"]) -> pa.Table:
     """Return one row per image of a mixture, in the form of `_per_query`."""
     columns: dict[str, Any] = {}
-    for head in scores:
+    for head in found:
         columns |= _columns(head, uncertainty=head.mixed, hit=head.mixed_hit)
     return _with(table, columns)
 
 
-def _columns(head: "Scores", **kinds: np.ndarray | None) -> dict[str, np.ndarray]:
+def _columns(head: "Uncertainties", **kinds: np.ndarray | None) -> dict[str, np.ndarray]:
     return {
         f"{kind}/{head.head}/{seed}": row
         for kind, rows in kinds.items()
@@ -138,14 +147,17 @@ def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
 
 
 def _described(
-    name: str, upstream: bool, store: "FeatureStore", losses: "FeatureStore"
+    name: str, upstream: bool, queries: "Images", losses: "FeatureStore"
 ) -> dict[str, Any]:
     """Describe a set; `new_classes` says whether its class names are known to be new.
 
     Raises:
         ValueError: a zero-shot set that has a class of the upstream set.
     """
-    own, known = _class_names(store), _class_names(losses)
+    from askance.stages.cases import class_names
+
+    store = queries.store
+    own, known = class_names(store), class_names(losses)
     shared = sorted(own & known)
     if shared and not upstream:
         raise ValueError(
@@ -156,16 +168,11 @@ def _described(
         "new_classes": bool(own and known and not shared),
         "name": name,
         "kind": "upstream" if upstream else "zero-shot",
-        "queries": len(store.rows),
+        "images": len(store.rows),
+        "queries": len(queries.row),
         "refused": len(store.status) - len(store.rows),
         "classes": len(np.unique(store.labels)),
     }
-
-
-def _class_names(store: "FeatureStore") -> set[str]:
-    """Return the names of the classes that occur, without their source; none for bare numbers."""
-    found = (store.index.classes.get(label, "") for label in np.unique(store.labels).tolist())
-    return {name.rpartition("/")[2] for name in found if name}
 
 
 def _about(

@@ -7,6 +7,7 @@ import typer
 
 from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
+from askance.pipeline.devices import device as device_called
 from askance.pipeline.progress import progress
 
 
@@ -21,6 +22,7 @@ def run(
     *,
     limit: Annotated[int, typer.Option(min=1, help="images of each store, at most")] = 50_000,
     seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Mix as many images of either store, and find every image's nearest other one.
 
@@ -30,21 +32,30 @@ def run(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from askance.eval.engines import fastest
     from askance.eval.mixture import mixture, union_label
     from askance.eval.retrieval import neighbours
     from askance.features.store import FeatureStore
+    from askance.stages.cases import class_names
 
+    engine = fastest(str(device_called(device)))
     stores = [FeatureStore.open(upstream), FeatureStore.open(store)]
     if stores[0].backbone != stores[1].backbone:
         raise ValueError(
             f"expected one backbone in {upstream} and {store}, got two: extract them with the same"
+        )
+    shared = sorted(class_names(stores[0]) & class_names(stores[1]))
+    if shared or stores[0].fingerprint == stores[1].fingerprint:
+        raise ValueError(
+            f"expected new classes in {store}, got {shared[:3] or 'the same images'} of {upstream}"
+            " too, which would count as others: mix sets without common classes"
         )
     places = mixture(len(stores[0].rows), len(stores[1].rows), seed, limit)
     parts = list(zip(stores, places, strict=True))
     embedding = np.concatenate([features.some("plain", at) for features, at in parts])
     label = union_label(*(features.labels[at] for features, at in parts))
     with progress(f"mix {store.name}", len(label), "queries") as advance:
-        found = neighbours(embedding, advance)
+        found = neighbours(embedding, advance, engine=engine)
     hit = label == label[found.row]
     table = pa.table(
         {

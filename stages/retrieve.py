@@ -8,6 +8,7 @@ import typer
 
 from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
+from askance.pipeline.devices import device as device_called
 from askance.pipeline.progress import progress
 
 
@@ -21,21 +22,34 @@ def run(
     queries: Annotated[
         int, typer.Option(min=0, help="drawn by lot, where all are too many; 0: all")
     ] = 0,
+    lists: Annotated[
+        int,
+        typer.Option(min=0, help="0: exact; else of an approximate index, fewer find more"),
+    ] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Find every image's nearest other image, and whether it shares the label."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from askance.eval.approximate import approximate
+    from askance.eval.engines import fastest
     from askance.eval.retrieval import drawn, neighbours
     from askance.features.store import FeatureStore
 
-    start = time.monotonic()
+    start, engine = time.monotonic(), fastest(str(device_called(device)))
     features = FeatureStore.open(store)
     rows, label, keys = features.rows, features.labels, pa.array(features.keys, pa.string())
     query = drawn(np.arange(len(rows)), queries or len(rows))
+    about, checked, embedding = {"store": features.edition}, "", features.slices(view)
     with progress(f"retrieve {store.name}", len(query), "queries") as advance:
-        found = neighbours(features.slices(view), advance, queries=query)
+        if lists:
+            near = approximate(embedding, lists, advance, queries=query, engine=engine)
+            found, checked = near.neighbours, f"recall {near.recall} with {lists} lists, "
+            about |= {"lists": str(lists), "recall": str(near.recall)}
+        else:
+            found = neighbours(embedding, advance, queries=query, engine=engine)
     hit = label[query] == label[found.row]
     table = pa.table(
         {
@@ -47,12 +61,12 @@ def run(
             "similarity": found.similarity,
             "hit": hit,
         },
-        metadata={"store": features.edition},
+        metadata=about,
     )
     with atomic(out) as temporary:
         pq.write_table(table, temporary)
     seconds = time.monotonic() - start
-    print(f"{out}: {len(query)} queries, R@1 {hit.mean():.4f}, {seconds:.1f} s")
+    print(f"{out}: {len(query)} queries, R@1 {hit.mean():.4f}, {checked}{seconds:.1f} s")
 
 
 main = command(run)

@@ -233,9 +233,7 @@ def test_torchvision_is_whole_healed_mismatched_or_broken(
     assert all(part in line for part in expected), line
 
 
-def test_two_faiss_in_one_folder_fail_and_none_is_told(install, checkout, monkeypatch):
-    assert only(software.faiss()).startswith("FAIL no faiss")
-    monkeypatch.chdir(checkout.parent)
+def test_two_faiss_in_one_folder_fail_and_none_is_told(install):
     assert only(software.faiss()).startswith("warn no faiss")
     install("faiss-cpu", "1.15", top="faiss")
     install("faiss-gpu-cu12", "1.14", top="faiss")

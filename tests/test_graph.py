@@ -49,9 +49,8 @@ def repository(tmp_path_factory, checkpoint, encode):
     }
     params["probe"]["folds"] = 2
     params["train"] |= {"seeds": [0], "steps": 3, "batch": 8, "width": 4}
-    params["evaluate"] |= {"sets": ["seen"]}
+    params["evaluate"] |= {"sets": ["seen"], "mixed": []}
     params["retrieve"]["sets"] = ["seen"]
-    params["mix"]["sets"] = []
     params["curate"] |= {"sets": ["seen"], "upstream": ["seen"]}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git = "-c user.name=a -c user.email=a@b"

@@ -15,6 +15,8 @@ from askance.heads.catalogue import HEADS
 from askance.heads.checkpoint import SavedHead, quantiles, save
 from askance.heads.head import Setup
 from askance.pipeline.seeding import hashed
+from askance.stages import uncertainties
+from askance.tables import column, read
 
 app = typer.Typer()
 app.command()(select.main)
@@ -80,7 +82,7 @@ def test_it_chooses_as_the_function_of_that_name(pool, tmp_path, how):
 
 def test_scoring_in_blocks_changes_nothing(pool, tmp_path, monkeypatch):
     whole = chosen(pool, tmp_path / "out.parquet", "--count", 40, "--how", "uncertain")
-    monkeypatch.setattr(select, "AT_A_TIME", 7)
+    monkeypatch.setattr(uncertainties, "AT_A_TIME", 7)
     parts = chosen(pool, tmp_path / "out.parquet", "--count", 40, "--how", "uncertain")
     assert parts["key"] == whole["key"]
 
@@ -101,6 +103,15 @@ def test_another_round_goes_on_from_what_is_labelled(pool, tmp_path):
     known = ["--labelled", tmp_path / "first.parquet"]
     second = chosen(pool, tmp_path / "second.parquet", "--count", 7, *known)
     assert first["key"] + second["key"] == whole["key"]
+
+
+def test_the_way_through_the_labelled_is_shown(pool, tmp_path):
+    first = ["--count", 5, "--how", "diverse"]
+    assert "with the labelled" not in choose(pool, tmp_path / "first.parquet", *first).stderr
+    known = ["--labelled", tmp_path / "first.parquet"]
+    result = choose(pool, tmp_path / "second.parquet", *first, *known)
+    assert "compare with the labelled: 35/35 images" in result.stderr
+    assert "choose: 5/5 images" in result.stderr
 
 
 def test_of_a_large_pool_a_sample_that_depends_on_keys_alone_is_compared(pool, tmp_path):
@@ -143,14 +154,43 @@ def test_what_can_not_be_done_is_said_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_labelled_tables_must_be_of_this_pool(pool, tmp_path):
-    pq.write_table(pa.table({"key": ["k001", "z"]}), tmp_path / "other.parquet")
-    pq.write_table(pa.table({"row": [1]}), tmp_path / "bare.parquet")
-    for name, message in (
-        ("other", "got 1 others, such as 'z'"),
-        ("bare", "expected a column 'key' in"),
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"key": ["k001", "z"]}, "got 1 others, such as 'z'"),
+        ({"key": [7, 5]}, "got 2 others, such as 5"),
+        ({"key": ["k001", None, "z"]}, "every row of column key of {path}, got 1 empty ones"),
+        ({"row": [1]}, "expected column key in {path}, got row"),
+    ],
+)
+def test_labelled_tables_must_be_of_this_pool(pool, tmp_path, columns, message):
+    path = tmp_path / "labelled.parquet"
+    pq.write_table(pa.table(columns), path)
+    result = choose(pool, tmp_path / "out.parquet", "--count", 2, "--labelled", path)
+    assert result.exit_code == 1
+    assert message.format(path=path) in result.stderr
+
+
+def test_what_is_no_table_of_labelled_images_is_told(pool, tmp_path):
+    (text := tmp_path / "text.parquet").write_text("key\nk001\n")
+    for path, message in (
+        (tmp_path / "none", "expected a table of labelled images, got no {path}: check the path"),
+        (text, "expected a Parquet or .csv table in {path}, got"),
     ):
-        known = ["--labelled", tmp_path / f"{name}.parquet"]
-        result = choose(pool, tmp_path / "out.parquet", "--count", 2, *known)
+        result = choose(pool, tmp_path / "out.parquet", "--count", 2, "--labelled", path)
         assert result.exit_code == 1
-        assert message in result.stderr
+        assert message.format(path=path) in result.stderr
+
+
+def test_labelled_images_may_be_named_in_a_csv(pool, tmp_path):
+    known = [f"k{row:03}" for row in range(35)]
+    (path := tmp_path / "labelled.csv").write_text(
+        "\n".join(["note,key", *(f",{k}" for k in known)])
+    )
+    table = chosen(pool, tmp_path / "out.parquet", "--count", 5, "--labelled", path)
+    assert sorted(table["key"]) == [f"k{row:03}" for row in range(35, 40)]
+
+
+def test_keys_in_a_csv_are_text_even_where_all_are_digits(tmp_path):
+    (path := tmp_path / "labelled.csv").write_text("key\n007\n042\n")
+    assert column(read(path, "images"), path, "key").tolist() == ["007", "042"]

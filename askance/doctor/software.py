@@ -5,7 +5,7 @@ from pathlib import Path
 from platform import python_version
 
 from askance import __version__
-from askance.doctor.finding import Finding, Findings, Level, in_checkout, pip, version
+from askance.doctor.finding import Finding, Findings, in_checkout, pip, version
 
 INSTALL = ("install", "-c", "constraints.txt", "-e", ".[cpu,demo]")
 NO_GPU = "see the line on GPUs; on a machine without one take faiss-cpu"
@@ -110,9 +110,8 @@ def faiss() -> Findings:
     """Check that there is one faiss, whole, and that one made for GPUs finds them."""
     owners = sorted(set(metadata.packages_distributions().get("faiss", [])))
     if not owners:
-        level: Level = "FAIL" if in_checkout() else "warn"
-        what = "no faiss, which retrieve needs; on a machine with a CUDA GPU take faiss-gpu"
-        yield Finding(level, what, pip("install", *ours("faiss-cpu")))
+        what = "no faiss, which approximate search needs; beside a CUDA GPU take faiss-gpu"
+        yield Finding("warn", what, pip("install", *ours("faiss-cpu")))
         return
     wanted = "faiss-gpu" if any("gpu" in owner for owner in owners) else "faiss-cpu"
     again = f"{pip('uninstall', '-y', *owners)} && {pip('install', *ours(wanted))}"

@@ -5,18 +5,32 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from askance.features.shards import UNSAFE
+
 
 @dataclass(frozen=True)
 class Listed:
     """The images `files`, paths below `root`, of the classes `classes`; `by` is the list's place.
 
-    The key is the path without the extension, with `_` for dots, as in a `Folder`.
+    The key is the path without the extension, with `_` for dots, as in a `Folder`. The list may
+    come from anywhere and must stay below `root`; links in `root` are its owner's, and followed.
+
+    Raises:
+        ValueError: a path that leaves `root`.
     """
 
     root: Path
     files: tuple[str, ...]
     classes: tuple[str, ...]
     by: Path
+
+    def __post_init__(self) -> None:
+        """Refuse paths that leave the folder, by the rule for the members of shards."""
+        if outside := [file for file in self.files if UNSAFE.search(file)]:
+            raise ValueError(
+                f"expected images below {self.root}, got the path {outside[0][:80]!r} in the list"
+                f" {self.by}: get the archive again, from its publisher"
+            )
 
     def samples(self) -> pa.Table:
         """List the images, in the order given.

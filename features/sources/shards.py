@@ -15,6 +15,7 @@ from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
 from askance.features.shards import IMAGES, Member, check_place, scan
+from askance.features.sources.class_halves import class_halves
 from askance.pipeline.progress import progress
 from askance.pipeline.retries import patiently
 
@@ -41,25 +42,32 @@ class Shards:
     `path` is a path or fsspec URL, with braces (`{000..146}`, `{a,b}`) and `*`, `?`, `[]`. `label`
     and `votes` are extensions of members: a label is a class number from 0 (a column of a
     backbone's classifier) or a name, votes are a JSON list of one count per class. `names` is a
-    JSON file {number: name}.
+    JSON file {number: name}. `rule=class-halves` deals the samples to the splits of CUB and CARS,
+    `train`, `val` and `test`: classes by number or name, samples by key.
     """
 
     path: str
     label: str = "cls"
     votes: str = ""
     names: str = ""
+    rule: str = ""
 
     def samples(self) -> pa.Table:
         """List the samples, in the order of the shards.
 
         Raises:
-            ValueError: no shard, a damaged one, or a sample without exactly one image and label.
+            ValueError: no shard, a damaged one, a sample without exactly one image and label, or
+                an unknown rule.
             OSError: a shard can't be read.
         """
+        if self.rule not in ("", "class-halves"):
+            raise ValueError(f"expected rule=class-halves, or no rule, got rule={self.rule}")
         table = list_shards(expand(self.path), self.label, self.votes)
         _check_labels(table)
         if self.votes:
             _check_votes(table, self.votes)
+        if self.rule:
+            table = table.append_column("split", _halved(table))
         return _named(table, Path(self.names).expanduser()) if self.names else table
 
     def image(self, row: int) -> tuple[str, bytes]:
@@ -196,3 +204,13 @@ def _named(table: pa.Table, path: Path) -> pa.Table:
         raise ValueError(f"expected a name for every class in {path}, got none for {missing[:5]}")
     called = pa.array([names[text] for text in used.dictionary.to_pylist()])
     return table.append_column("name", called.take(used.indices))
+
+
+def _halved(table: pa.Table) -> pa.Array:
+    """Return the split of each sample by the halves of the classes, all numbers or all names."""
+    order = pc.sort_indices(table["key"])
+    classes = table["class"].take(order).to_pylist()
+    names = set(classes)
+    ordered = sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names)
+    splits = pa.array(class_halves(classes, ordered, "whole"), pa.string())
+    return splits.take(pc.sort_indices(order))

@@ -81,7 +81,7 @@ class Soft:
         return [(self._file(path), self._class(name)) for path, name in found]
 
     def _file(self, path: Any) -> str:  # noqa: ANN401 - whatever JSON holds
-        pattern = re.escape(self.title) + r"/(fold[1-5]/[^/\\]+)"
+        pattern = re.escape(self.title) + r"/(fold[1-5]/.+)"
         match = re.fullmatch(pattern, path) if isinstance(path, str) else None
         if match is None:
             raise ValueError(

@@ -98,7 +98,7 @@ class Caltech101(Pictures):
 
     def pictures(self) -> Iterator[Picture]:
         """List the images by class."""
-        classes = dict(self._by_class("101_ObjectCategories/*/*.jpg"))
+        classes = dict(self._by_class("101_ObjectCategories/[!.]*/[!.]*.jpg"))
         drawn = []
         for files in classes.values():
             drawn += sorted(files, key=lambda f: generator("caltech101", f).random())[:30]
@@ -202,7 +202,9 @@ class Resisc45(Pictures):
 
     def pictures(self) -> Iterator[Picture]:
         """List the images by class."""
-        labelled = [(file, name) for name, files in self._by_class("*/*.jpg") for file in files]
+        labelled = [
+            (file, name) for name, files in self._by_class("[!.]*/[!.]*.jpg") for file in files
+        ]
         keys = [file.replace("/", "_") for file, _ in labelled]
         splits = deal(keys, train=60, val=20, test=20)
         for (file, name), split in zip(labelled, splits, strict=True):

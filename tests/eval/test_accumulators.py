@@ -145,7 +145,33 @@ def test_gradients_are_not_kept():
 
 
 def test_a_batch_of_unequal_columns_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"got \{'uncertainty': \(3,\), 'hit': \(2,\)\}: pass"):
+    with pytest.raises(ValueError, match="one row per row of uncertainty in hit, got 2 rows and 3"):
         metrics.RAUROC().update(torch.zeros(3), torch.ones(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"expected one row per query, got \{'uncertainty': \(\)"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(n,\) in uncertainty, got float32 of shape \(\)"
+    ):
         metrics.RAUROC().update(torch.tensor(0.5), torch.tensor(True))
+    with pytest.raises(ValueError, match=r"expected booleans of shape \(n,\) in hit, got int64"):
+        metrics.RAUROC().update(torch.zeros(3), torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"expected booleans of shape \(n,\) in downstream, got"):
+        metrics.OODAUROC().update(torch.zeros(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["AccuracyAtCoverage", "CoverageAtAccuracy"])
+def test_a_point_that_is_not_on_the_curve_is_refused_when_made(name):
+    with pytest.raises(ValueError, match=r"got -0\.5: pass a share"):
+        getattr(metrics, name)(-0.5)
+
+
+def test_an_estimate_is_of_the_rows_of_all_processes():
+    def gathered(column, group):
+        return [column, COLUMNS["hit" if column.dtype == torch.bool else "uncertainty"][32:]]
+
+    metric = metrics.RAUROC(dist_sync_fn=gathered, distributed_available_fn=lambda: True)
+    metric.update(COLUMNS["uncertainty"][:32], COLUMNS["hit"][:32])
+    expected = metrics.r_auroc(COLUMNS["uncertainty"], COLUMNS["hit"])
+    assert (metric.estimate(), metric.estimate().lower) == (expected, expected.lower)
+    assert metric.compute().item() == expected
+    assert len(metric.uncertainty[0]) == 32  # its own again
+    metric.sync(dist_sync_fn=gathered)
+    assert metric.estimate() == expected

@@ -193,4 +193,5 @@ def test_missing_faiss_names_the_extras_where_it_is_asked_for(monkeypatch):
 def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch, units, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
     assert fastest().precision == precision
+    assert fastest("cpu:0").precision == precision
     assert engines.fastest("cpu").tile == 1024

@@ -179,6 +179,28 @@ def test_an_average_over_unequal_sets_and_runs_covers_the_truth():
     assert 930 <= covered <= 970
 
 
+@pytest.mark.parametrize("right", [(0.95, 0.9), (0.99, 0.5), (0.9, 0.999)])
+@pytest.mark.parametrize("few", [5, 15])
+def test_an_average_covers_the_truth_where_a_small_set_is_all_hits(few, right):
+    rng = np.random.default_rng(0)
+    covered, at_end = 0, 0
+    for _ in range(1000):
+        flags = [rng.random(n) < share for n, share in zip((few, 1000), right, strict=True)]
+        found = mean_over_sets([influences.share(flag) for flag in flags]).estimate()
+        covered += found.lower <= np.mean(right) <= found.upper
+        at_end += flags[0].all()
+    assert at_end > 200
+    assert covered > 900
+
+
+def test_sets_at_their_ends_count_as_much_as_they_weigh():
+    small, large = (influences.share(np.ones(n, bool)) for n in (15, 1000))
+    found = mean_over_sets([small, large]).estimate()
+    assert found == 1
+    assert found.lower == wilson(1.0, 59.0)[0]  # the harmonic mean, twice
+    assert mean_over_sets([large, large]).trials == 2000
+
+
 @pytest.mark.parametrize("mean", [mean_over_runs, mean_over_sets])
 def test_undefined_for_one_is_undefined_on_average(mean):
     u, hit = draw(np.random.default_rng(0))

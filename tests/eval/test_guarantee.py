@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
@@ -225,3 +226,19 @@ def test_what_cannot_be_meant_is_refused():
     for alpha, delta, name in ((0.0, 0.05, "alpha"), (0.1, 1.0, "delta"), (math.nan, 0.1, "alpha")):
         with pytest.raises(ValueError, match=f"expected {name} between 0 and 1, both excluded"):
             guaranteed(some[:1], hit[:1], alpha, delta)
+
+
+@pytest.mark.parametrize("hit", [np.ones(60, int), np.ones(60), np.ones(61, bool)])
+def test_hits_that_are_no_booleans_or_too_many_are_refused(hit):
+    for promise in (
+        lambda: guaranteed(np.arange(60.0), hit, 0.1, 0.05),
+        lambda: at_threshold(np.arange(60.0), hit, 3.0),
+    ):
+        with pytest.raises(ValueError, match=r"expected (booleans|one row per row of uncertainty)"):
+            promise()
+
+
+def test_tensors_are_taken_as_arrays_are():
+    uncertainty, hit = np.arange(300) / 300, np.arange(300) < 240
+    tensors = torch.from_numpy(uncertainty), torch.from_numpy(hit)
+    assert guaranteed(*tensors, 0.1, 0.05) == guaranteed(uncertainty, hit, 0.1, 0.05)

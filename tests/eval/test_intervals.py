@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from askance.eval import intervals
-from askance.eval.intervals import compare, interval, resample, weighted_aurc, weighted_r_auroc
+from askance.eval import influences
+from askance.eval.intervals import (
+    compare,
+    difference,
+    interval,
+    resample,
+    weighted_aurc,
+    weighted_r_auroc,
+)
 from askance.eval.metrics import r_auroc
 from askance.eval.selective import aurc
 from askance.pipeline.seeding import generator
@@ -33,20 +40,15 @@ def test_weights_stand_for_repeated_queries(weighted, plain, data):
     uncertainty = np.sort(data.draw(arrays(np.float64, n, elements=st.integers(0, 6).map(float))))
     hit = data.draw(arrays(bool, n))
     drawn = data.draw(arrays(np.int64, (3, n), elements=st.integers(0, n - 1)))
-    count = np.stack([np.bincount(each, minlength=n) for each in drawn], axis=1)
     start = np.unique(uncertainty, return_index=True)[1]
-    np.testing.assert_allclose(
-        weighted(count, ~hit, start),
-        [plain(uncertainty[each], hit[each]) for each in drawn],
-        rtol=0,
-        atol=1e-12,
-    )
+    for each in drawn:
+        found = weighted(np.bincount(each, minlength=n), ~hit, start)
+        expected = plain(uncertainty[each], hit[each])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("cells", [1, 100, intervals.CELLS])
 @pytest.mark.parametrize(("weighted", "plain"), PAIRS)
-def test_resamples_equal_a_plain_loop_over_the_same_draws(weighted, plain, cells, monkeypatch):
-    monkeypatch.setattr(intervals, "CELLS", cells)
+def test_resamples_equal_a_plain_loop_over_the_same_draws(weighted, plain):
     uncertainty, hit = a_case()
     rng = generator("bootstrap", 7)
     values = []
@@ -124,7 +126,8 @@ def test_a_comparison_is_a_paired_bootstrap_of_any_metric():
         ]
         found = compare(first, second, hit, metric, resamples=60, seed=3)
         assert found == metric(first, hit) - metric(second, hit)
-        assert (found.lower, found.upper) == interval(np.array(values))
+        expected = interval(np.array(values))
+        np.testing.assert_allclose([found.lower, found.upper], expected, rtol=0, atol=1e-12)
 
 
 def test_equal_heads_do_not_differ_and_a_perfect_one_beats_a_coin():
@@ -151,9 +154,71 @@ def test_p_values_of_equally_good_heads_are_small_as_rarely_as_they_should():
     assert 2 <= small <= 22
 
 
-def test_what_cannot_be_compared_says_why():
-    found = compare(np.arange(5.0), np.zeros(5), np.ones(5, bool), resamples=5)
+def two_heads(rng, n, misses=None):
+    """Two heads with much in common, the first the better one."""
+    hit = rng.random(n) < 0.7 if misses is None else np.arange(n) >= misses
+    common = rng.normal(size=n)
+    first, second = (common + rng.normal(size=n) - gap * hit for gap in (1.2, 0.9))
+    return first, second, hit
+
+
+@pytest.mark.parametrize(
+    ("measure", "metric"), [(influences.r_auroc, r_auroc), (influences.aurc, aurc)]
+)
+@pytest.mark.parametrize("decimals", [0, 12])
+def test_a_difference_by_influences_agrees_with_the_paired_bootstrap(measure, metric, decimals):
+    first, second, hit = two_heads(np.random.default_rng(1), 1000)
+    first, second = first.round(decimals), second.round(decimals)
+    found = difference(first, second, hit, measure)
+    drawn = compare(first, second, hit, metric)
+    width = drawn.upper - drawn.lower
+    assert found == pytest.approx(drawn, abs=1e-12)
+    np.testing.assert_allclose(
+        [found.lower, found.upper], [drawn.lower, drawn.upper], rtol=0, atol=0.1 * width
+    )
+    alone = [metric(u, hit) for u in (first, second)]
+    assert width < 0.9 * np.hypot(*(each.upper - each.lower for each in alone))
+
+
+@pytest.mark.parametrize("n", [30, 400])
+def test_about_95_of_100_differences_cover_the_truth(n):
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(1.2 / 2) - stats.norm.cdf(0.9 / 2)  # a row's sd is the root of 2
+    found = [difference(*two_heads(rng, n)) for _ in range(600)]
+    assert 0.92 < np.mean([each.lower <= truth <= each.upper for each in found]) < 0.98
+
+
+@pytest.mark.parametrize("misses", [4, 8])
+def test_differences_cover_with_a_handful_of_misses(misses):
+    rng = np.random.default_rng(0)
+    truth = stats.norm.cdf(1.2 / 2) - stats.norm.cdf(0.9 / 2)
+    found = [difference(*two_heads(rng, 300, misses)) for _ in range(400)]
+    covered = np.mean([each.lower <= truth <= each.upper for each in found])
+    assert 0.9 < covered < 0.99
+
+
+def test_a_difference_is_significant_where_its_interval_leaves_out_zero():
+    rng = np.random.default_rng(0)
+    found = [difference(*two_heads(rng, n)) for n in (20, 50, 100, 200, 400) for _ in range(20)]
+    small = [each.p_value < 0.05 for each in found]
+    assert 10 < sum(small) < 90
+    assert small == [each.lower > 0 or each.upper < 0 for each in found]
+
+
+def test_a_difference_of_equal_heads_is_none_and_two_queries_prove_nothing():
+    uncertainty, hit = a_case(200)
+    same = difference(uncertainty[0], uncertainty[0] * 2, hit)
+    assert (same, same.lower, same.upper, same.p_value) == (0, 0, 0, 1)
+    both = np.array([True, False])
+    found = difference(-1.0 * both, 1.0 * both, both)
+    assert (found, found.upper) == (1, 1)
+    assert found.p_value > 0.2
+
+
+@pytest.mark.parametrize("call", [compare, difference])
+def test_what_cannot_be_compared_says_why(call):
+    found = call(np.arange(5.0), np.zeros(5), np.ones(5, bool))
     assert np.isnan(found)
     assert found.reason == "no miss among 5 queries"
     with pytest.raises(ValueError, match="in second, got 4 rows and 5"):
-        compare(np.zeros(5), np.zeros(4), np.ones(5, bool))
+        call(np.zeros(5), np.zeros(4), np.ones(5, bool))

@@ -16,6 +16,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from askance import metrics
+from askance.eval import influences
 from askance.eval.estimates import Estimate
 from askance.eval.metrics import vote_entropy
 
@@ -39,6 +40,7 @@ CALLS = {
     "dirac_auroc": (UNCERTAINTY, VOTES),
     "quantiles": (UNCERTAINTY,),
     "per_class": (UNCERTAINTY, HIT, LABEL),
+    "auroc": (UNCERTAINTY, HIT),
     "aurc": (UNCERTAINTY, HIT),
     "excess_aurc": (UNCERTAINTY, HIT),
     "augrc": (UNCERTAINTY, HIT),
@@ -68,7 +70,9 @@ def mapped(draw):
 
 def same(first, second):
     """Compare what metrics return: estimates, dictionaries of them, arrays and tables."""
-    if isinstance(first, Estimate):
+    if type(first) is float:
+        assert first == second
+    elif isinstance(first, Estimate):
         np.testing.assert_equal([first, vars(first)], [second, vars(second)])
     elif isinstance(first, dict):
         assert first.keys() == second.keys()
@@ -139,9 +143,13 @@ def test_undefined_r_auroc_is_nan_with_a_reason(hit, reason):
     [
         (metrics.classification_auroc(UNCERTAINTY, HIT | True), "no wrong row among 60 rows"),
         (metrics.crop_win_rate(np.empty(0), np.empty(0)), "no image"),
-        (metrics.crop_correlation(np.zeros(3), np.arange(3.0)), "constant"),
+        (metrics.crop_correlation(np.zeros(3), np.arange(3.0)), "constant uncertainty"),
+        (metrics.crop_correlation(np.arange(3.0), np.zeros(3)), "constant fraction"),
         (metrics.crop_correlation(np.empty(0), np.empty(0)), "no row"),
-        (metrics.human_correlation(np.arange(3.0), np.eye(3, dtype=int)), "constant"),
+        (
+            metrics.human_correlation(np.zeros(3), np.eye(3, dtype=int)),
+            "constant uncertainty and entropy of votes",
+        ),
         (metrics.human_correlation(np.arange(3.0), np.zeros((3, 2), int)), "no row"),
         (metrics.dirac_auroc(np.arange(3.0), np.eye(3, dtype=int)), "no disputed row among 3 rows"),
         (metrics.dirac_auroc(np.arange(3.0), np.ones((3, 2), int)), "no agreed row among 3 rows"),
@@ -177,6 +185,48 @@ def test_a_hit_is_a_nearest_other_row_of_the_same_label():
     expected = LABEL[similarity.argmax(axis=1)] == LABEL
     np.testing.assert_array_equal(metrics.hits(EMBEDDING, LABEL), expected)
     assert metrics.recall_at_1(EMBEDDING.astype(np.float64), LABEL) == expected.mean()
+
+
+def test_mutual_neighbours_are_found_among_rows_numbered_in_any_way():
+    rng = np.random.default_rng(0)
+    row = rng.permutation(90)[:60]
+    near = rng.integers(90, size=60)
+    near[:20] = row[np.arange(20) ^ 1]  # ten pairs, and those by chance
+    hit = rng.random(60) < 0.5
+    found = influences.recall(hit, row, near)
+    nearest = dict(zip(row.tolist(), near.tolist(), strict=True))
+    mutual = np.array([nearest.get(nearest[i]) == i for i in row.tolist()])
+    assert 20 <= mutual.sum() < 60
+    paired = (found.influence[mutual] ** 2).sum() / 60**2
+    assert found.doubt == pytest.approx(paired, rel=1e-12)
+    everyone = influences.recall(np.ones(60, bool), row, near)
+    assert everyone.trials == 60 - mutual.sum() // 2
+    assert influences.recall(hit[:0], row[:0], near[:0]).reason == "no query"
+
+
+@pytest.mark.parametrize("classes", [3, 30])
+def test_intervals_of_recall_cover_though_neighbours_hit_together(classes):
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(classes, 8))
+
+    def recall():
+        label = rng.integers(classes, size=200)
+        return metrics.recall_at_1(centre[label] + 1.5 * rng.normal(size=(200, 8)), label)
+
+    found = [recall() for _ in range(500)]
+    truth = np.mean(found)
+    covered = np.mean([each.lower <= truth <= each.upper for each in found])
+    assert 0.915 < covered < 0.98
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_the_plain_auroc_is_that_with_an_interval(kind):
+    uncertainty = UNCERTAINTY.astype(kind)
+    found = metrics.auroc(uncertainty, ~HIT)
+    assert type(found) is float
+    assert found == pytest.approx(metrics.r_auroc(uncertainty, HIT), abs=1e-12)
+    assert metrics.auroc(torch.from_numpy(uncertainty), torch.from_numpy(~HIT)) == found
+    assert math.isnan(metrics.auroc(uncertainty, HIT | True))
 
 
 def test_a_crop_wins_only_if_strictly_less_certain():
@@ -238,7 +288,9 @@ def test_per_class_is_each_metric_on_the_rows_of_a_class():
     for row in rows[1:]:
         mine = label == row["label"]
         ranked = metrics.r_auroc(UNCERTAINTY[mine], HIT[mine])
-        assert row["recall"] == HIT[mine].mean()
+        share = influences.share(HIT[mine]).estimate()
+        found = [row["recall"], row["recall_lower"], row["recall_upper"]]
+        np.testing.assert_allclose(found, [share, share.lower, share.upper], rtol=0, atol=1e-12)
         assert row["uncertainty"] == pytest.approx(UNCERTAINTY[mine].mean())
         assert (row["r_auroc"], row["r_auroc_lower"]) == (ranked, ranked.lower)
     assert rows[0]["reason"] in ("no miss among 1 queries", "no hit among 1 queries")
@@ -275,11 +327,17 @@ def test_neither_of_two_columns_may_be_nan(name):
     ("call", "message"),
     [
         (lambda: metrics.r_auroc(UNCERTAINTY, HIT[1:]), "in hit, got 59 rows and 60: pass"),
-        (lambda: metrics.r_auroc(UNCERTAINTY, HIT * 1), r"booleans of shape \(n\) in hit, got int"),
-        (lambda: metrics.r_auroc(LABEL, HIT), r"floats of shape \(n\) in uncertainty, got int64"),
+        (
+            lambda: metrics.r_auroc(UNCERTAINTY, HIT * 1),
+            r"booleans of shape \(n,\) in hit, got int",
+        ),
+        (lambda: metrics.r_auroc(LABEL, HIT), r"floats of shape \(n,\) in uncertainty, got int64"),
         (lambda: metrics.r_auroc(UNCERTAINTY[:, None], HIT), r"got float64 of shape \(60, 1\)"),
         (lambda: metrics.hits(EMBEDDING[0], LABEL), r"of shape \(n, d\) in embedding, got float32"),
-        (lambda: metrics.hits(EMBEDDING, UNCERTAINTY), r"integers of shape \(n\) in label, got fl"),
+        (
+            lambda: metrics.hits(EMBEDDING, UNCERTAINTY),
+            r"integers of shape \(n,\) in label, got fl",
+        ),
         (lambda: metrics.hits(EMBEDDING[:1], LABEL[:1]), "expected at least two rows, got 1"),
         (
             lambda: metrics.dirac_auroc(UNCERTAINTY, VOTES[:, 0]),

@@ -87,9 +87,17 @@ def test_labels_collide_where_the_first_rows_lack_the_largest():
     np.testing.assert_array_equal(found, [1, 2, 0, 0, 1, 2])
 
 
-def test_crops_round_and_averages_are_of_rounded_values():
+def test_crops_round_and_averages_are_of_what_is_given():
     plain = np.arange(3.0)
     assert published.crop_win_rate(plain, np.array([1.0, 1, 2])) == 0.3333
     assert published.crop_correlation(np.array([3.0, 1, 2]), np.array([0.1, 0.3, 0.2])) == 1
-    assert published.average([0.00004, 0.00004]) == 0
-    assert published.average([0.12344, 0.12346]) == pytest.approx(0.12345)
+    assert published.average([0.00004, 0.00004]) == 0.00004  # such as `mixed_r_auroc`: not rounded
+    assert published.average([0.1234, 0.1235]) == pytest.approx(0.12345)
+
+
+def test_a_search_that_would_not_work_is_not_copied():
+    row, label = np.ones((1, 2), np.float32), np.array([3])
+    assert np.isnan(published.recall_at_1(row, label))
+    with pytest.raises(ValueError, match="finite"):
+        published.recall_at_1(np.array([[1.0, 0], [np.nan, 1]]), np.array([0, 0]))
+    assert published.recall_at_1(np.zeros((20, 2)), np.zeros(20, int)) == 1

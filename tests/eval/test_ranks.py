@@ -18,7 +18,7 @@ TYPES = (np.float16, np.float32, np.float64)
 
 @st.composite
 def scored(draw):
-    """Scores of any float type, hostile ones included, and labels of both kinds."""
+    """Uncertainties of any float type, hostile ones included, and labels of both kinds."""
     kind = draw(st.sampled_from(TYPES))
     width = 8 * np.dtype(kind).itemsize
     few = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5])
@@ -72,6 +72,13 @@ def test_auroc_leaves_its_input_alone():
 @pytest.mark.parametrize("positive", [[], [True], [False, False]])
 def test_auroc_of_one_kind_only_is_nan(positive):
     assert math.isnan(auroc(np.arange(len(positive)) / 1.0, np.array(positive, bool)))
+
+
+@given(scored())
+def test_levels_number_the_distinct_values(case):
+    values, _ = case
+    np.testing.assert_array_equal(levels(values), np.unique(values, return_inverse=True)[1])
+    assert levels(values).dtype == np.int64
 
 
 @given(arrays(np.float32, st.integers(0, 40), elements=st.integers(-5, 5).map(float)))

@@ -1,7 +1,8 @@
 """Laws, oracle, golden numbers and failures of the neighbour search."""
 
 import math
-import tracemalloc
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from askance.eval.retrieval import drawn, neighbours
 settings.register_profile("few", deadline=None, max_examples=40)
 settings.load_profile("few")
 
-BYTES = 64  # a row
+BYTES = 128  # a row
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval.npz"
 
 
@@ -224,20 +225,49 @@ def test_rows_on_disk_give_what_rows_in_memory_do(small_blocks, tmp_path):
     assert sum(places["records"].read) > 2 * 3000, "not from a disk"
 
 
-def test_memory_is_bounded_beyond_some_bytes_a_row(monkeypatch):
-    monkeypatch.setattr(retrieval, "CELLS", 2048 * 256)
-    monkeypatch.setattr(retrieval, "PASSING", 1024 * 256)
-    rows = np.random.default_rng(0).normal(size=(12_000, 8)).astype(np.float32)
+PEAKS = """
+import numpy as np
+from pathlib import Path
+from askance.eval.retrieval import neighbours
 
-    def peak(n):
-        tracemalloc.start()
-        neighbours(rows[:n])
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+class Codes:
+    def __init__(self, rows):
+        self.shape = rows, 32
+    def __getitem__(self, part):  # distinct signs, all of one length
+        row = np.arange(part.start, part.stop, dtype=np.uint64)[:, None]
+        bits = row * np.uint64(0x9E3779B97F4A7C15) >> np.arange(32, 64, dtype=np.uint64)
+        return (2 * (bits & np.uint64(1)).astype(np.float16) - 1)
 
-    peak(1000)  # what is imported late
-    assert peak(12_000) - peak(6000) < 6000 * BYTES
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+for rows in (3000, 50_000, 250_000):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = resident("VmRSS")
+    neighbours(Codes(rows), queries=np.arange(64))
+    print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+def test_memory_is_bounded_beyond_some_bytes_a_row_where_all_are_equally_long():
+    done = subprocess.run([sys.executable, "-c", PEAKS], check=True, capture_output=True, text=True)
+    _, few, many = map(int, done.stdout.split())
+    assert many - few < 200_000 * BYTES
+    assert many < 150e6 + 250_000 * BYTES
+
+
+@pytest.mark.parametrize("lengths", ["long", "short", "both"])
+def test_float64_rows_may_have_any_length_of_float64(lengths):
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(60, 7))
+    power = {"long": [1000], "short": [-1000], "both": [-1000, 0, 1000]}[lengths]
+    found = neighbours(embedding)
+    scaled = neighbours(embedding * np.exp2(rng.choice(power, (60, 1))))
+    np.testing.assert_array_equal(scaled.row, found.row)
+    np.testing.assert_array_equal(scaled.similarity, found.similarity)
+    assert scaled.similarity.min() > 0.1
 
 
 def test_float16_is_taken_as_it_is():
@@ -259,9 +289,12 @@ def test_no_query_has_no_neighbour():
     assert len(neighbours(np.ones((3, 2), np.float32), queries=np.arange(0)).row) == 0
 
 
-@pytest.mark.parametrize("rows", [[2, 1], [1, 1], [-1, 2], [1, 9]])
-def test_rows_that_are_not_there_or_not_ascending_are_refused(rows):
-    with pytest.raises(ValueError, match="expected gallery ascending from 0 to 8, each once"):
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [([2, 1], "1 at place 1"), ([1, 1], "1 at place 1"), ([-1, 2], "-1 at"), ([1, 9], "9 at")],
+)
+def test_rows_that_are_not_there_or_not_ascending_are_refused(rows, got):
+    with pytest.raises(ValueError, match=f"gallery ascending from 0 to 8, each once, got {got}"):
         neighbours(np.ones((9, 2), np.float32), gallery=np.array(rows))
 
 

@@ -14,7 +14,7 @@ from askance.eval.intervals import interval, resample, weighted_r_auroc
 from askance.eval.summary import (
     Mixture,
     Queries,
-    Scores,
+    Uncertainties,
     average,
     curve,
     nested,
@@ -26,8 +26,18 @@ HIT = np.array([True, True, False, True, False, False, True, True])
 OWN = np.array([HIT[::-1], ~HIT, np.roll(HIT, 3)])
 UNCERTAINTY = RNG.normal(size=(3, 8)).round(1)
 FRACTION = RNG.uniform(0.1, 0.75, 8)
-QUERIES = Queries("new", HIT, FRACTION)
-OWNER = Scores("infonce", [0, 1, 2], UNCERTAINTY, hit=OWN)
+ROW = np.arange(8)
+NEAR = np.array([1, 0, 3, 4, 3, 6, 7, 0])
+
+
+def queries_of(name, hit=HIT, fraction=FRACTION, **known):
+    row = np.arange(len(hit))
+    near = NEAR if len(hit) == 8 else np.roll(row, 1)
+    return Queries(name, row, near, hit, fraction, **known)
+
+
+QUERIES = queries_of("new")
+OWNER = Uncertainties("infonce", [0, 1, 2], UNCERTAINTY, near=np.tile(NEAR, (3, 1)), hit=OWN)
 
 
 def cells(rows):
@@ -39,7 +49,7 @@ def summary_of(*heads, queries=QUERIES):
 
 
 def upstream(name):
-    return Queries(name, HIT, FRACTION, None, ~HIT, np.arange(8.0))
+    return queries_of(name, correct=~HIT, loss=np.arange(8.0))
 
 
 def test_own_hits_replace_those_of_the_set_seed_by_seed():
@@ -57,9 +67,11 @@ def test_own_hits_replace_those_of_the_set_seed_by_seed():
 
 @given(arrays(np.float64, (2, 9), elements=st.integers(-3, 3).map(float)), arrays(bool, 9))
 def test_own_hits_that_equal_those_of_the_set_change_nothing(uncertainty, hit):
-    shared = Scores("a", [4, 7], uncertainty, uncertainty[::-1])
-    own = dataclasses.replace(shared, hit=np.stack([hit, hit]))
-    queries = Queries("new", hit, np.arange(9.0), None, ~hit, np.arange(9.0))
+    shared = Uncertainties("a", [4, 7], uncertainty, uncertainty[::-1])
+    own = dataclasses.replace(
+        shared, near=np.tile(np.roll(np.arange(9), 1), (2, 1)), hit=np.stack([hit, hit])
+    )
+    queries = queries_of("new", hit, np.arange(9.0), correct=~hit, loss=np.arange(9.0))
     without, given = (summarise(queries, [head]) for head in (shared, own))
     rest = [row for row in given.rows() if row["head"] == "" or row["metric"] != "r1"]
     np.testing.assert_equal(rest, without.rows())
@@ -70,7 +82,9 @@ def test_the_interval_of_a_mean_over_seeds_is_about_that_of_the_bootstrap():
     rng = np.random.default_rng(0)
     hit = rng.random(400) < 0.6
     uncertainty = rng.normal(size=(3, 400)) - 0.5 * hit + rng.normal(size=400)
-    rows = summary_of(Scores("a", [0, 1, 2], uncertainty), queries=Queries("new", hit, hit + 0.0))
+    rows = summary_of(
+        Uncertainties("a", [0, 1, 2], uncertainty), queries=queries_of("new", hit, hit + 0.0)
+    )
     mean = cells(rows.rows())["r_auroc", "a", -1]
     lower, upper = interval(resample(weighted_r_auroc, uncertainty, hit, 1000))
     assert mean["upper"] - mean["lower"] == pytest.approx(upper - lower, rel=0.15)
@@ -83,8 +97,8 @@ def test_metrics_are_those_of_plain_arrays():
     votes[2], votes[0] = 0, [3, 0, 0, 0]
     mixture = Mixture(np.arange(10) < 5, rng.random(10) < 0.5)
     plain, cropped, mixed = (rng.normal(size=(1, n)) for n in (8, 8, 10))
-    queries = Queries("new", HIT, FRACTION, votes, ~HIT, FRACTION, mixture)
-    found = cells(summarise(queries, [Scores("a", [0], plain, cropped, mixed)]).rows())
+    queries = queries_of("new", votes=votes, correct=~HIT, loss=FRACTION, mixture=mixture)
+    found = cells(summarise(queries, [Uncertainties("a", [0], plain, cropped, mixed)]).rows())
     u, v, m = plain[0], cropped[0], mixed[0]
     expected = {
         "r_auroc": metrics.r_auroc(u, HIT),
@@ -133,8 +147,8 @@ def test_one_seed_without_a_miss_is_undefined_with_its_reason_and_so_is_the_mean
 
 
 def test_hits_that_all_seeds_share_give_one_reason():
-    heads = Scores("a", [0, 1], UNCERTAINTY[:2])
-    found = cells(summary_of(heads, queries=Queries("new", np.zeros(8, bool), FRACTION)).rows())
+    heads = Uncertainties("a", [0, 1], UNCERTAINTY[:2])
+    found = cells(summary_of(heads, queries=queries_of("new", np.zeros(8, bool))).rows())
     assert {found["r_auroc", "a", seed]["reason"] for seed in (-1, 0, 1)} == {
         "no hit among 8 queries"
     }
@@ -143,8 +157,10 @@ def test_hits_that_all_seeds_share_give_one_reason():
 
 def test_without_a_query_all_is_undefined_with_a_reason():
     none = np.empty((1, 0))
-    head = Scores("a", [0], none, none, hit=np.empty((1, 0), bool))
-    queries = Queries("new", np.empty(0, bool), np.empty(0))
+    head = Uncertainties(
+        "a", [0], none, none, near=np.empty((1, 0), int), hit=np.empty((1, 0), bool)
+    )
+    queries = queries_of("new", np.empty(0, bool), np.empty(0))
     found = summary_of(head, queries=queries).rows()
     assert {row["metric"] for row in found} >= {"r1", "r_auroc", "aurc", "crop_win"}
     assert all(math.isnan(row["value"]) for row in found)
@@ -152,17 +168,17 @@ def test_without_a_query_all_is_undefined_with_a_reason():
 
 
 def test_only_the_seed_with_a_constant_score_has_no_rank_correlation():
-    scores = Scores("a", [0, 1], np.stack([UNCERTAINTY[0], np.ones(8)]))
+    scores = Uncertainties("a", [0, 1], np.stack([UNCERTAINTY[0], np.ones(8)]))
     found = cells(summary_of(scores, queries=upstream("new")).rows())
     reasons = [found["spearman_loss", "a", seed]["reason"] for seed in (0, 1, -1)]
-    assert reasons == ["", "constant", "seed 1: constant"]
+    assert reasons == ["", "constant uncertainty", "seed 1: constant uncertainty"]
 
 
 def test_averages_take_own_recall_seed_by_seed_over_the_zero_shot_sets():
     other = dataclasses.replace(OWNER, hit=~OWN)
     sets = [
         summary_of(OWNER),
-        summary_of(other, queries=Queries("far", HIT, FRACTION)),
+        summary_of(other, queries=queries_of("far")),
         summary_of(OWNER, queries=upstream("seen")),
     ]
     found = cells(average(sets))
@@ -177,7 +193,7 @@ def test_a_seed_undefined_on_one_set_is_undefined_on_average_and_the_others_are_
     hit[2] = False
     sets = [
         summary_of(OWNER),
-        summary_of(dataclasses.replace(OWNER, hit=hit), queries=Queries("far", HIT, FRACTION)),
+        summary_of(dataclasses.replace(OWNER, hit=hit), queries=queries_of("far")),
     ]
     found = cells(average(sets))
     assert [found["r_auroc", "infonce", seed]["reason"] for seed in (0, 1, 2, -1)] == [
@@ -191,10 +207,28 @@ def test_a_seed_undefined_on_one_set_is_undefined_on_average_and_the_others_are_
 
 
 def test_nested_numbers_keep_the_recall_of_the_backbone_beside_that_of_the_heads():
-    tree = nested(summary_of(OWNER, Scores("norm", [0], UNCERTAINTY[:1])).rows())
+    tree = nested(summary_of(OWNER, Uncertainties("norm", [0], UNCERTAINTY[:1])).rows())
     assert tree["r1"] == {
         "backbone": {"new": 0.625},
         "infonce": {"new": round(float(OWN.mean()), 4)},
     }
     assert set(tree["r1_sd"]) == {"infonce"}
     assert set(tree["r_auroc"]) == {"infonce", "norm"}
+
+
+def test_heads_are_compared_with_the_first_on_the_same_queries():
+    rng = np.random.default_rng(0)
+    hit = rng.random(60) < 0.6
+    heads = [Uncertainties(name, [0, 1], rng.normal(size=(2, 60))) for name in "abc"]
+    queries = queries_of("new", hit, hit + 0.0)
+    sets = [summary_of(*heads, queries=queries), summary_of(*heads, queries=queries)]
+    found = cells(sets[0].rows())
+    means = {name: found["r_auroc", name, -1]["value"] for name in "abc"}
+    differences = {head: row for (metric, head, _), row in found.items() if "difference" in metric}
+    assert set(differences) == {"b", "c"}
+    for name, row in differences.items():
+        assert row["value"] == pytest.approx(means[name] - means["a"])
+        assert row["lower"] < row["value"] < row["upper"]
+        both = cells(average(sets))["r_auroc_difference", name, -1]
+        assert both["value"] == pytest.approx(row["value"])
+        assert both["upper"] - both["lower"] < row["upper"] - row["lower"]

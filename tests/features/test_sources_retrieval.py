@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +12,13 @@ from scipy.io import savemat
 from askance.features.index import read_index
 from askance.features.reader import image
 from askance.features.sources import cars, cub, sop
+from askance.features.sources.archive import check_whole
 from askance.features.sources.cars import Cars
 from askance.features.sources.class_halves import class_halves, splits_of_pool, splits_of_test
 from askance.features.sources.cub import Cub
 from askance.features.sources.listed import Listed
+from askance.features.sources.selection import parse
+from askance.features.sources.shards import Shards
 from askance.features.sources.sop import Sop
 from askance.stages.prepare import run
 
@@ -326,8 +330,80 @@ def test_lists_without_a_line_are_a_part_of_sop(tmp_path):
 
 def test_keys_of_listed_files_end_at_no_dot(tmp_path):
     files(tmp_path, ["a.b"], 1)
-    listed = Listed(tmp_path, ("a.b/0.jpg",), ("1",), tmp_path)
-    assert listed.samples().to_pylist() == [{"key": "a_b/0", "class": "1"}]
+    (tmp_path / "c.1.JPG").touch()
+    listed = Listed(tmp_path, ("a.b/0.jpg", "c.1.JPG"), ("1", "x.y"), tmp_path).samples()
+    assert listed.to_pylist() == [{"key": "a_b/0", "class": "1"}, {"key": "c_1", "class": "x.y"}]
+
+
+OUTSIDE = ["../secret.jpg", "a/../../secret.jpg", "..", "", "a/", "C:/secret.jpg", "..\\secret.jpg"]
+
+
+@pytest.mark.parametrize("path", ["/secret.jpg", *OUTSIDE])
+def test_a_listed_path_that_leaves_its_folder_is_refused(tmp_path, path):
+    root = files(tmp_path / "root", ["a"], 1)
+    (tmp_path / "secret.jpg").touch()
+    path = f"{tmp_path}{path}" if path.startswith("/") else path
+    with pytest.raises(ValueError, match=r"images below .*/root, got the path '.*' in the list x:"):
+        Listed(root, ("a/0.jpg", path), ("1", "1"), Path("x"))
+
+
+def test_a_link_in_a_folder_is_its_owner_s_and_followed(tmp_path):
+    (tmp_path / "elsewhere").write_bytes(b"1")
+    root = files(tmp_path / "root", ["a"], 0)
+    (root / "a/0.jpg").symlink_to(tmp_path / "elsewhere")
+    listed = Listed(root, ("a/0.jpg",), ("1",), root)
+    assert (len(listed.samples()), listed.image(0)) == (1, ("jpg", b"1"))
+
+
+def test_hostile_lists_of_sop_and_cars_are_refused(tmp_path):
+    products(tmp_path, tmp_path)
+    text = (tmp_path / "Ebay_test.txt").read_text()
+    (tmp_path / "Ebay_test.txt").write_text(text.replace("bicycle_final/14_0", "../secret"))
+    with pytest.raises(ValueError, match=r"got the path '\.\./secret.JPG' in the list "):
+        Sop(str(tmp_path)).samples()
+    annotations(tmp_path / "cars_annos.mat", "relative_im_path", ["/secret.jpg", "1.jpg"], [1, 2])
+    with pytest.raises(ValueError, match=r"got the path '/secret.jpg' in the list .*annos.mat"):
+        Cars(str(tmp_path)).samples()
+
+
+def test_a_set_without_any_image_is_not_whole():
+    with pytest.raises(ValueError, match=r"expected 2 images of 1 classes in x, got 0 of 0"):
+        check_whole(pa.table({"class": []}), 1, 2, Path("x"))
+
+
+# ---- as webdatasets
+
+
+@pytest.mark.parametrize(
+    ("folders", "label"),
+    [(BIRDS, lambda name: name), (["9.a", "10.b", "11.c", "100.d"], lambda name: name[:-2])],
+)
+def test_shards_have_cubs_splits_by_the_rule(tmp_path, birds, write_shard, folders, label):
+    listed = Cub(str(files(tmp_path / "images", folders))).samples()
+    rows = [listed.to_pylist()[row] for row in np.random.default_rng(0).permutation(16)]
+    for number in range(2):
+        samples = [(row["key"], label(row["class"])) for row in rows[number::2]]
+        write_shard(tmp_path / f"{number}.tar", *samples)
+    line = f"shards path={tmp_path}/*.tar rule=class-halves"
+    found = splits(parse(line).samples())
+    assert {name: sorted(keys) for name, keys in found.items()} == splits(listed)
+    run(tmp_path / "set", [f"{line} split=test"])
+    assert sorted(read_index(tmp_path / "set").keys) == splits(listed)["test"]
+
+
+def test_the_rule_halves_named_classes_by_the_alphabet(tmp_path, write_shard):
+    path = write_shard(tmp_path / "x.tar", *((letter, letter) for letter in "hbjdiafceg"))
+    listed = Shards(path, rule="class-halves").samples()
+    tested = {row["class"] for row in listed.to_pylist() if row["split"] == "test"}
+    assert tested == set("fghij")
+
+
+def test_the_rule_takes_shards_without_samples_and_another_rule_is_refused(tmp_path, write_shard):
+    path = write_shard(tmp_path / "x.tar")
+    empty = Shards(path, rule="class-halves").samples()
+    assert (len(empty), empty.schema.field("split").type) == (0, pa.string())
+    with pytest.raises(ValueError, match="expected rule=class-halves, or no rule, got rule=cub"):
+        Shards("gone.tar", rule="cub").samples()
 
 
 # ---- archives that are not there

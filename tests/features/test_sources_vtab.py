@@ -92,7 +92,8 @@ def test_caltech101_trains_on_thirty_of_each_class(tmp_path, monkeypatch):
     counts = {"BACKGROUND_Google": 31, "ant": 35}
     for name, count in counts.items():
         files = [f"101_ObjectCategories/{name}/image_{n:04}.jpg" for n in range(1, count + 1)]
-        write(tmp_path, *files, f"101_ObjectCategories/{name}/tmp")
+        write(tmp_path, *files, *(f"101_ObjectCategories/{name}/{x}" for x in ("tmp", "._1.jpg")))
+    write(tmp_path, "101_ObjectCategories/.hidden/1.jpg")
     monkeypatch.setattr(Caltech101, "size", (2, 66))
     source = Caltech101(str(tmp_path))
     listed = source.samples()
@@ -178,15 +179,17 @@ def test_pets_keep_their_test_split_and_vtab_s_order_of_the_others(tmp_path, mon
 
 def test_resisc45_is_cut_in_vtab_s_order(tmp_path, monkeypatch):
     files = [f"{kind}/{kind}_{n:03}.jpg" for kind in ("airplane", "beach") for n in range(1, 6)]
+    others = ["readme.txt", "beach/._beach_001.jpg", ".hidden/beach_001.jpg"]
     monkeypatch.setattr(Resisc45, "size", (2, 10))
-    listed = Resisc45(str(write(tmp_path, *files, "readme.txt"))).samples()
+    listed = Resisc45(str(write(tmp_path, *files, *others))).samples()
     ordered = sorted(
         files, key=lambda f: hashlib.md5(f"train{f.replace('/', '_')}".encode()).hexdigest()
     )
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
     expected = {f.removesuffix(".jpg"): s for f, s in zip(ordered, splits, strict=True)}
     assert dict(rows(listed, "key", "split")) == expected
-    assert set(listed["class"].to_pylist()) == {"airplane", "beach"}
+    for key, name in rows(listed, "key", "class"):
+        assert key.startswith(f"{name}/{name}_")
 
 
 def test_sun397_has_the_lists_of_tensorflow_datasets(tmp_path, cache, monkeypatch):
@@ -238,6 +241,8 @@ def test_cifar100_keeps_order_and_pixels(tmp_path):
         ("test/00001", "apple", "test"),
         ("test/00002", "aquarium_fish", "test"),
     ]
+    names = ["apple", "aquarium_fish", "baby"]
+    assert listed["class"].to_pylist() == [names[row % 3] for row in range(23)]
     valued = [row for row, split in enumerate(listed["split"].to_pylist()) if split == "val"]
     assert valued == sorted(order(range(20))[18:])
     for row in (0, 19, 20, 22):
@@ -333,6 +338,15 @@ def test_an_image_that_is_listed_and_not_there_is_named(tmp_path):
         (tmp_path / f"annotations/{split}.txt").write_text(f"cat_{split} 1 1 1\n")
     with pytest.raises(ValueError, match=r"got no .*images/cat_trainval.jpg \(2 missing\)"):
         Pets(str(tmp_path)).samples()
+
+
+@pytest.mark.parametrize("line", ["../../secret.jpg", "dots/../../../secret.jpg"])
+def test_a_list_that_leads_out_of_its_folder_is_refused(tmp_path, line):
+    write(tmp_path, "secret.jpg", "dtd/images/dots/1.jpg")
+    write(tmp_path / "dtd", *(f"labels/{split}1.txt" for split in ("train", "val", "test")))
+    (tmp_path / "dtd/labels/train1.txt").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=rf"images below .*/dtd, got the path 'images/{line}' in"):
+        Dtd(str(tmp_path / "dtd")).samples()
 
 
 # ---- fetching

@@ -59,6 +59,7 @@ def run_evaluate(
     results=None,
     stores=None,
     neighbours=None,
+    mixed=("new",),
 ):
     evaluate.run(
         models or root / "models",
@@ -68,6 +69,7 @@ def run_evaluate(
         results or root / "results",
         sets=list(sets),
         upstream=list(upstream),
+        mixed=list(mixed),
     )
 
 
@@ -247,7 +249,7 @@ def test_the_printed_averages_are_marked(chain, capsys):
 
 
 def test_without_a_zero_shot_set_there_is_no_average(chain, tmp_path, capsys):
-    run_evaluate(chain, sets=["seen"], results=tmp_path)
+    run_evaluate(chain, sets=["seen"], mixed=[], results=tmp_path)
     assert capsys.readouterr().out == "no average: no set is zero-shot\n"
 
 
@@ -255,7 +257,7 @@ def test_metrics_are_plain_nested_json(chain):
     metrics = json.loads((chain / "results" / "metrics.json").read_text())
     plain = {"r1", "r_auroc", "aurc", "excess_aurc", "augrc", "crop_win", "crop_correlation"}
     plain |= {"mixed_r_auroc", "ood_auroc", "auroc_classification", "spearman_loss"}
-    assert set(metrics) == plain | {f"{name}_sd" for name in plain}
+    assert set(metrics) == plain | {f"{name}_sd" for name in plain} | {"r_auroc_difference"}
     assert set(metrics["r_auroc"]) == {*HEADS, "neighbour-distance"}
     assert set(metrics["r1"]) == {"backbone", "infonce"}
     assert set(metrics["r1_sd"]) == {"infonce"}
@@ -295,6 +297,15 @@ def test_a_mixture_is_scored_by_its_own_hits_and_those_of_a_head_that_maps(chain
     assert ood == r_auroc(mixed["uncertainty/ranking/0"].to_numpy(), known)
 
 
+def test_a_mixture_that_was_not_made_is_asked_of_mix(chain, tmp_path):
+    with pytest.raises(FileNotFoundError, match="got no such file: run mix"):
+        run_evaluate(chain, results=tmp_path, mixed=["seen"])
+    with pytest.raises(ValueError, match=r"expected evaluate.mixed among .* got \['other'\]"):
+        run_evaluate(chain, results=tmp_path, mixed=["other"])
+    run_evaluate(chain, results=tmp_path, mixed=[])
+    assert not (tmp_path / "queries" / "new.mixed.parquet").exists()
+
+
 def test_queries_drawn_by_lot_search_the_whole_set(chain, tmp_path):
     shutil.copytree(chain / "neighbours", tmp_path / "neighbours")
     whole = pq.read_table(chain / "neighbours" / "new.parquet")
@@ -326,7 +337,7 @@ def test_votes_are_compared_with_the_uncertainty_where_people_voted(
     store = extract(tmp_path / "voted", tmp_path / "stores" / "voted.zarr", views=["plain", "crop"])
     retrieve.run(store, tmp_path / "neighbours" / "voted.parquet")
     where = {"results": tmp_path / "results", "neighbours": tmp_path / "neighbours"}
-    run_evaluate(chain, ["voted"], [], stores=tmp_path / "stores", **where)
+    run_evaluate(chain, ["voted"], [], stores=tmp_path / "stores", mixed=[], **where)
     queries = pq.read_table(tmp_path / "results" / "queries" / "voted.parquet")
     uncertainty = queries["uncertainty/ranking/0"].to_numpy()[1:]
     cell = rows(tmp_path / "results")["human_correlation", "ranking", "voted", 0]

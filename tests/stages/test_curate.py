@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
+from scipy.stats import rankdata
 
 from askance.eval.curation import kinds, suspects
-from askance.features.store import FeatureStore
-from askance.heads.checkpoint import load
-from askance.stages import curate, probe, retrieve, train
+from askance.features.classify import Classifier
+from askance.features.store import REFUSED, FeatureStore
+from askance.heads.checkpoint import SavedHead, load
+from askance.stages import cases, curate, probe, retrieve, train
 
 SETS = ["upstream", "seen", "new"]
 COPY, ORIGINAL = "k029", "k003"  # in `new`, of classes 4 and 3
@@ -70,18 +73,44 @@ def test_each_image_has_its_percentile_over_the_seeds_of_the_first_head_without_
     assert table["key"] == store.keys
     assert set(table["set"]) == {"new"}
     assert table["class"] == [f"class {label}" for label in table["label"]]
-    order = sorted(range(30), key=lambda row: (-percentile[row], row))
-    assert np.argsort(table["rank"]).tolist() == order
     about, _ = summaries(curated)
     assert (about["head"], about["seeds"]) == ("ranking", [0, 1])
 
 
-def curate_percentile(chain, head, store):
-    import torch
+def seeds_of(chain, head):
+    return [load(chain / "models" / f"{head}-{seed}.safetensors") for seed in (0, 1)]
 
+
+def uncertainties(chain, head, store):
     rows = torch.from_numpy(store.embedding("plain"))
-    saved = [load(chain / "models" / f"{head}-{seed}.safetensors") for seed in (0, 1)]
-    return np.mean([s.percentile(s.head.uncertainty(rows).double().numpy()) for s in saved], axis=0)
+    return [saved.head.uncertainty(rows).double().numpy() for saved in seeds_of(chain, head)]
+
+
+def curate_percentile(chain, head, store):
+    each = zip(seeds_of(chain, head), uncertainties(chain, head, store), strict=True)
+    return np.mean([saved.percentile(uncertainty) for saved, uncertainty in each], axis=0)
+
+
+@pytest.mark.parametrize("at", [None, 0.0, 1.0])
+def test_images_are_ranked_by_percentile_and_of_one_percentile_by_their_ranks_over_the_seeds(
+    chain, curated, tmp_path, monkeypatch, at
+):
+    if at is not None:  # all images more, or less, certain than every upstream one
+        monkeypatch.setattr(SavedHead, "percentile", lambda self, u: np.full(len(u), at))
+        run(chain, tmp_path, sets=["new"], upstream=[])
+        curated = tmp_path
+    table, store = images(curated, "new"), FeatureStore.open(chain / "stores" / "new.zarr")
+    percentile = curate_percentile(chain, "ranking", store)
+    rank = sum(map(rankdata, uncertainties(chain, "ranking", store)))
+    order = sorted(range(30), key=lambda row: (-percentile[row], -rank[row], row))
+    assert (len(set(table["percentile"])) > 1) == (at is None)
+    assert np.argsort(table["rank"]).tolist() == order
+    for each in pq.read_table(curated / "classes" / "new.parquet").to_pylist():
+        mine = [row for row in order if table["label"][row] == each["label"]]
+        assert [table["rank_in_class"][row] for row in mine] == list(range(len(mine)))
+        ends = table["key"][mine[0]], table["key"][mine[-1]]
+        assert (each["uncertain"], each["certain"]) == ends
+    assert max(row["share"] for row in safe(curated, "new", "global", 0.5).values()) < 0.6
 
 
 def test_the_classes_are_those_of_the_images(curated):
@@ -134,8 +163,8 @@ def found_by_hand(chain, queries, kept):
 
 
 def most_certain(curated, count):
-    percentile = np.array(images(curated, "new")["percentile"])
-    return np.flatnonzero(percentile <= np.sort(percentile)[count - 1])
+    rank = np.array(images(curated, "new")["rank"])
+    return np.flatnonzero(rank >= 30 - count)
 
 
 def numbers(rows):
@@ -148,7 +177,6 @@ def numbers(rows):
 @pytest.mark.parametrize(("keep", "count"), [(1.0, 30), (0.9, 27), (0.5, 15)])
 def test_leaving_out_the_uncertain_is_as_by_hand(chain, curated, keep, count):
     kept = most_certain(curated, count)
-    assert len(kept) == count  # no tie with the last
     expected = found_by_hand(chain, np.arange(30), kept)
     found = safe(curated, "new", "global", keep)
     assert numbers(found) == expected
@@ -213,6 +241,47 @@ def test_the_lines_for_cleanlab_in_the_documents_run_on_these_stores(
     assert issues & set(ast.literal_eval(capsys.readouterr().out))
 
 
+def test_judging_some_images_at_a_time_changes_nothing(chain, curated, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(cases, "CELLS", 4 * 3)  # of 4 classes
+    logits = Classifier.logits
+    monkeypatch.setattr(
+        Classifier, "logits", lambda self, x: told.append(len(x)) or logits(self, x)
+    )
+    run(chain, tmp_path, sets=["seen", "upstream"])
+    assert max(told) <= 3
+    for name in ("seen", "upstream"):
+        found, expected = (images(out, name) for out in (tmp_path, curated))
+        np.testing.assert_allclose(found["confidence"], expected["confidence"], rtol=1e-5)
+        assert found["suggested"] == expected["suggested"]
+
+
+@pytest.fixture
+def copies(chain, tmp_path):
+    for name in ("models", "stores", "neighbours"):
+        shutil.copytree(chain / name, tmp_path / name)
+    return tmp_path
+
+
+def neighbours_again(copies):
+    retrieve.run(copies / "stores/upstream.zarr", copies / "neighbours/upstream.parquet")
+
+
+@pytest.mark.parametrize("refused", [[], [3]])
+def test_labels_are_not_judged_by_probes_of_another_store_of_these_images(copies, refused):
+    """With other views, say, or with images that were refused and have been mended since."""
+    path = copies / "stores" / ("upstream.zarr" if not refused else "upstream.probe.zarr")
+    group = zarr.open_group(str(path))
+    if refused:
+        group["status"].oindex[refused] = REFUSED
+    else:
+        group.attrs["fingerprint"] = "other"
+    neighbours_again(copies)
+    with pytest.raises(ValueError, match="expected the losses of .*upstream.zarr.*run probe again"):
+        run(copies)
+    run(copies, upstream=["seen"])  # its images are none of the probe's
+
+
 def test_labels_of_unknown_classes_are_not_judged(curated):
     assert "kind" not in images(curated, "new")
     summary = summaries(curated)[1]["new"]
@@ -270,7 +339,7 @@ def test_of_some_queries_the_gallery_is_still_all_images(chain, curated, tmp_pat
 
 
 def test_where_every_query_is_left_out_recall_is_undefined(chain, curated, tmp_path):
-    last = np.argsort(images(curated, "new")["percentile"])[-1:]
+    last = np.flatnonzero(np.array(images(curated, "new")["rank"]) == 0)
     found = part(chain, tmp_path / "part", last)
     row = safe(found, "new", "global", 0.9)["safe queries"]
     assert np.isnan(row["recall"])

@@ -4,18 +4,18 @@ Comes in: heads and images of stores. Goes out: numpy columns, a row per seed. E
 some at a time, so that a set need not fit into memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
 from askance.eval.mixture import union_label
 from askance.eval.retrieval import neighbours
-from askance.eval.summary import Scores
-from askance.features.store import FeatureStore
+from askance.eval.summary import Uncertainties
 from askance.heads.checkpoint import SavedHead, load
 from askance.heads.head import AT_A_TIME
 from askance.stages.cases import Images, Mixed
@@ -36,38 +36,43 @@ def read_heads(folder: Path) -> list[list[SavedHead]]:
     return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
 
 
-def score(seeds: Seeds, queries: Images, mixture: Mixed | None) -> Scores:
-    """Ask the seeds of one head about a set's queries, and the images of its mixture."""
+def answers(seeds: Seeds, queries: Images, mixture: Mixed | None) -> Uncertainties:
+    """Return what the seeds of one head say of a set's queries, and the images of its mixture."""
     for saved in seeds:
         saved.check_backbone(queries.store.backbone, str(queries.store.path))
-    mapped, hit, mixed, mixed_hit = seeds[0].head.mapped, None, None, None
+    mapped, near, hit, mixed, mixed_hit = seeds[0].head.mapped, None, None, None, None
     if mapped:
-        hit = np.stack([_own_hit(saved, queries) for saved in seeds])
+        found = np.stack([_own_neighbours(saved, queries) for saved in seeds])
+        hit = queries.label == queries.store.labels[found]
+        near = queries.store.rows[found]
     if mixture:
         halves = mixture.upstream, mixture.downstream
         mixed = np.concatenate([uncertainty(seeds, half, "plain") for half in halves], axis=1)
         if mapped:
             mixed_hit = np.stack([_own_mixed_hit(saved, *halves) for saved in seeds])
-    return Scores(
+    return Uncertainties(
         head=seeds[0].name,
         seeds=[saved.seed for saved in seeds],
         plain=uncertainty(seeds, queries, "plain"),
         cropped=uncertainty(seeds, queries, "crop"),
         mixed=mixed,
+        near=near,
         hit=hit,
         mixed_hit=mixed_hit,
     )
 
 
-def uncertainty(seeds: Seeds, images: Images, view: str) -> Float64[np.ndarray, "s q"]:
-    """Return the uncertainty of each image, a row per seed."""
-    parts = []
-    for start in range(0, len(images.row), AT_A_TIME):
-        places = images.places[start : start + AT_A_TIME]
-        embedding = torch.from_numpy(images.store.some(view, places))
+def uncertainty(
+    seeds: Seeds, images: Images, view: str, advance: Callable[[int], None] = lambda count: None
+) -> Float64[np.ndarray, "s q"]:
+    """Return the uncertainty of each image, a row per seed; `advance` is told of images done."""
+    parts, places = [], images.places
+    for start in range(0, len(places), AT_A_TIME):
+        embedding = torch.from_numpy(images.store.some(view, places[start : start + AT_A_TIME]))
         parts.append(
             np.stack([saved.head.uncertainty(embedding).double().numpy() for saved in seeds])
         )
+        advance(len(embedding))
     return np.concatenate(parts, axis=1)
 
 
@@ -77,22 +82,20 @@ def percentile(seeds: Seeds, plain: Float64[np.ndarray, "s q"]) -> Float64[np.nd
     return np.mean(each, axis=0)
 
 
-class _Mapped:
-    """What a head maps the embeddings of a store to, computed when sliced."""
+@torch.inference_mode()
+def _own_neighbours(saved: SavedHead, queries: Images) -> Int64[np.ndarray, " q"]:
+    """Return the place of each query's neighbour by a head's own map.
 
-    def __init__(self, saved: SavedHead, store: FeatureStore) -> None:
-        self.head, self.rows = saved.head, store.slices("plain")
-        self.shape = self.rows.shape
-
-    @torch.inference_mode()
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self.head.representation(torch.from_numpy(self.rows[part])).numpy()
-
-
-def _own_hit(saved: SavedHead, queries: Images) -> Bool[np.ndarray, " q"]:
-    """Return which queries have the label of the neighbour that a head's own map finds."""
-    found = neighbours(_Mapped(saved, queries.store), queries=queries.places)
-    return queries.label == queries.store.labels[found.row]
+    Each row is mapped once, to a file: a product's rounding depends on the rows beside it, and the
+    search, which reads rows many times, needs the same numbers each time.
+    """
+    rows = queries.store.slices("plain")
+    with TemporaryFile() as file:
+        mapped = np.memmap(file, np.float32, "w+", shape=rows.shape)
+        for start in range(0, len(mapped), AT_A_TIME):
+            part = slice(start, start + AT_A_TIME)
+            mapped[part] = saved.head.representation(torch.from_numpy(rows[part])).numpy()
+        return neighbours(mapped, queries=queries.places).row
 
 
 def _own_mixed_hit(
