@@ -167,12 +167,16 @@ def print_kinds(heads: list[dict], cells: Cells) -> None:
 def furthest(rows: list[Row], stored: list[Row]) -> float:
     """Return how far numbers and interval ends made anew are from stored ones; infinite for NaN."""
 
-    def numbers(table: list[Row]) -> np.ndarray:
-        ordered = sorted(table, key=lambda r: (r["metric"], r["head"], r["set"], r["seed"]))
-        return np.array([[row[name] for name in ("value", "lower", "upper")] for row in ordered])
+    def key(row: Row) -> tuple[str, str, str, int]:
+        return row["metric"], row["head"], row["set"], row["seed"]
 
-    new, old = numbers(rows), numbers(stored)
-    if new.shape != old.shape or (np.isnan(new) != np.isnan(old)).any():
+    tables = [sorted(table, key=key) for table in (rows, stored)]
+    new, old = (
+        np.array([[row[name] for name in ("value", "lower", "upper")] for row in table])
+        for table in tables
+    )
+    same = list(map(key, tables[0])) == list(map(key, tables[1]))
+    if not same or (np.isnan(new) != np.isnan(old)).any():
         return float("inf")
     return float(np.abs(new - old).max(initial=0, where=~np.isnan(new)))
 

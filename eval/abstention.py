@@ -85,7 +85,7 @@ def kept_per_class(
         raise ValueError(f"expected a share to keep from 0 to 1, got {share}")
     check_finite(uncertainty)
     _, of, count = np.unique(label, return_inverse=True, return_counts=True)
-    last = count.cumsum() - count + np.floor((count - 1) * share).astype(int)
+    last = count.cumsum() - count + np.floor((count - 1) * share + 1e-9).astype(int)
     threshold = uncertainty[np.lexsort((uncertainty, of))[last]]
     return uncertainty <= threshold[of]
 

@@ -63,6 +63,8 @@ def approximate(
     """
     n = embedding.shape[0]
     queries = np.arange(n) if queries is None else queries
+    if not len(queries):
+        raise ValueError("expected queries, got none: an index is made for many")
     if not 1 <= lists <= n:
         raise ValueError(f"expected 1 to {n} lists for {n} rows, got {lists}: take about sqrt(n)")
     some = drawn(queries, check, "recall")

@@ -182,12 +182,13 @@ def difference(first: Measurement, second: Measurement) -> Measurement:
     a, b = first.influence, second.influence
     scale = math.sqrt((a @ a) * (b @ b))
     together = float(a @ b) / scale if scale else 0.0
-    apart = first.doubt + second.doubt - 2 * together * math.sqrt(first.doubt * second.doubt)
+    doubts = _doubt(first), _doubt(second)
+    apart = sum(doubts) - 2 * together * math.sqrt(doubts[0] * doubts[1])
     return Measurement(
         value=first.value - second.value,
         influence=a - b,
         trials=min(first.trials, second.trials),
         low=-width,
         high=width,
-        doubt=apart,
+        doubt=max(0.0, apart),  # equal ones may differ by rounding
     )

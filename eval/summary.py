@@ -134,16 +134,22 @@ def summarise(queries: Queries, heads: list[Uncertainties]) -> Summary:
             Measured(answers.head, metric, answers.seeds, [run[metric] for run in runs])
             for metric in runs[0]
         ]
-    measured += _differences([each for each in measured if each.metric == "r_auroc"])
+    ranked = [each for each in measured if each.metric == "r_auroc"]
+    measured += _differences(ranked, [answers.near is not None for answers in heads])
     return Summary(queries.name, queries.correct is not None, measured)
 
 
-def _differences(heads: list[Measured]) -> list[Measured]:
-    """Compare R-AUROC, the mean over seeds, of each head but the first with that of the first."""
+def _differences(heads: list[Measured], mapped: list[bool]) -> list[Measured]:
+    """Compare R-AUROC, the mean over seeds, of all other heads with that of the main one.
+
+    It is the first with the neighbours of the frozen embedding, as in the report; else the first.
+    """
     means = [mean_over_runs(each.runs) for each in heads]
+    main = mapped.index(False) if False in mapped else 0
     return [
-        Measured(each.head, "r_auroc_difference", [], [difference(mean, means[0])])
-        for each, mean in zip(heads[1:], means[1:], strict=True)
+        Measured(each.head, "r_auroc_difference", [], [difference(mean, means[main])])
+        for place, (each, mean) in enumerate(zip(heads, means, strict=True))
+        if place != main
     ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from askance.eval.summary import Row, Uncertainties
     from askance.features.store import FeatureStore
     from askance.heads.checkpoint import SavedHead
-    from askance.stages.cases import Case, Images
+    from askance.stages.cases import Case
 
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
 TRAITS = ("trained", "needs_classifier", "of_backbone", "mapped")
@@ -70,7 +70,7 @@ def run(
             case = read_case(name, store, neighbours, losses if name in upstream else None)
             if name in mixed:
                 case = with_mixture(case, neighbours / "mixed" / f"{name}.parquet", stores)
-            described.append(_described(name, name in upstream, case.images, losses))
+            described.append(_described(name, name in upstream, case, losses))
             found = []
             for seeds in heads:
                 found.append(answers(seeds, case.images, case.mixed))
@@ -105,8 +105,9 @@ def _per_query(
 ) -> pa.Table:
     """Return one row per query: its neighbour, what is known of it, and each head's uncertainties.
 
-    `hit` is of the frozen embedding, `hit/<head>/<seed>` of a head with neighbours of its own;
-    `fraction` is how much of the image the crop shows; `cropped/<head>/<seed>` are the crop's.
+    `hit` is of the frozen embedding; `hit/<head>/<seed>` and `neighbour/<head>/<seed>` are of a
+    head with neighbours of its own. `fraction` is how much of the image the crop shows;
+    `cropped/<head>/<seed>` are the crop's. `percentile/<head>` is the mean over seeds.
     """
     from askance.stages.uncertainties import percentile
 
@@ -146,9 +147,7 @@ def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _described(
-    name: str, upstream: bool, queries: "Images", losses: "FeatureStore"
-) -> dict[str, Any]:
+def _described(name: str, upstream: bool, case: "Case", losses: "FeatureStore") -> dict[str, Any]:
     """Describe a set; `new_classes` says whether its class names are known to be new.
 
     Raises:
@@ -156,7 +155,7 @@ def _described(
     """
     from askance.stages.cases import class_names
 
-    store = queries.store
+    store, about = case.images.store, case.table.schema.metadata or {}
     own, known = class_names(store), class_names(losses)
     shared = sorted(own & known)
     if shared and not upstream:
@@ -169,7 +168,8 @@ def _described(
         "name": name,
         "kind": "upstream" if upstream else "zero-shot",
         "images": len(store.rows),
-        "queries": len(queries.row),
+        "queries": len(case.table),
+        "recall": about.get(b"recall", b"").decode(),  # of an approximate index
         "refused": len(store.status) - len(store.rows),
         "classes": len(np.unique(store.labels)),
     }

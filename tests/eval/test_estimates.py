@@ -14,7 +14,13 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from askance.eval import influences
-from askance.eval.estimates import Estimate, mean_over_runs, mean_over_sets, wilson
+from askance.eval.estimates import (
+    Estimate,
+    difference,
+    mean_over_runs,
+    mean_over_sets,
+    wilson,
+)
 from askance.eval.intervals import (
     Difference,
     interval,
@@ -206,3 +212,21 @@ def test_undefined_for_one_is_undefined_on_average(mean):
     u, hit = draw(np.random.default_rng(0))
     parts = [influences.r_auroc(u, hit), influences.r_auroc(u, np.ones(300, bool))]
     assert mean(parts).estimate().reason == "no miss among 300 queries"
+
+
+def test_heads_that_are_equal_but_for_rounding_differ_by_nothing():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        hit = rng.random(40) < 0.5
+        one = influences.r_auroc(rng.normal(size=40), hit)
+        found = difference(mean_over_runs([one, one, one]), one).estimate()
+        assert found == pytest.approx(0, abs=1e-12)
+        assert found.upper - found.lower < 1e-3
+
+
+def test_a_perfect_head_leaves_the_doubt_of_its_few_misses():
+    hit = np.arange(23) >= 3
+    perfect = influences.r_auroc(-1.0 * hit, hit)
+    good = influences.r_auroc(-1.0 * (np.arange(23) >= 5), hit)
+    found = difference(perfect, good).estimate()
+    assert found.lower < 0 < found < found.upper

@@ -232,3 +232,15 @@ def test_heads_are_compared_with_the_first_on_the_same_queries():
         both = cells(average(sets))["r_auroc_difference", name, -1]
         assert both["value"] == pytest.approx(row["value"])
         assert both["upper"] - both["lower"] < row["upper"] - row["lower"]
+
+
+def test_the_main_head_is_the_first_without_a_map():
+    plain = [
+        Uncertainties(name, [0, 1, 2], UNCERTAINTY * sign) for name, sign in (("a", 1), ("b", -1))
+    ]
+    found = cells(summary_of(OWNER, *plain).rows())
+    compared = {head for metric, head, _ in found if metric == "r_auroc_difference"}
+    assert compared == {"infonce", "b"}
+    first, other = (found["r_auroc", name, -1]["value"] for name in ("a", "infonce"))
+    value = found["r_auroc_difference", "infonce", -1]["value"]
+    assert value == pytest.approx(other - first)

@@ -640,7 +640,7 @@ def test_the_set_that_the_head_was_trained_on_is_named(folders):
     (folders[0] / "run.json").write_text(json.dumps(about() | {"upstream": upstream}))
     run(*folders, pictures=1)
     part = section((folders[0] / "report.html").read_text(encoding="utf-8"), DROPPING)
-    assert "within chance. The head was trained on seen." in part.text
+    assert "but of two images one is left. The head was trained on seen." in part.text
 
 
 def test_a_summary_of_another_preparation_is_refused(folders):
