@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
 from askance.eval.figures import MARKS, marked
-from askance.eval.ranks import spearman
 from askance.eval.summary import (
-    AVERAGE,
     MEAN,
     Mixture,
     Queries,
@@ -26,6 +24,8 @@ from askance.eval.summary import (
     summarise,
 )
 from askance.pipeline.artifacts import read_json
+from askance.stages.tables import Cell, agreements, two_kinds
+from askance.stages.tables import Cells as TableCells
 
 TITLES = {
     "r_auroc": "R-AUROC",
@@ -43,7 +43,6 @@ TITLES = {
     "spearman_loss": "Rank correlation with the upstream classifier's loss",
 }
 TOLERANCE = 1e-9
-KINDS = ("r_auroc", "human_correlation", "crop_win", "crop_correlation", "ood_auroc")
 
 Cells = dict[tuple[str, str, str], Row]  # by metric, head and set: means over seeds
 
@@ -142,25 +141,24 @@ def text(cells: Cells, metric: str, head: str, name: str) -> str:
 
 
 def print_kinds(heads: list[dict], cells: Cells) -> None:
-    """Print averages of what should tell two kinds of uncertainty apart, and how they go together.
+    """Print the report's averages that should tell two kinds of uncertainty apart.
 
     Crops lose what was in the picture (aleatoric), the images of other sets were never seen
-    (epistemic).
+    (epistemic). Below them stands how alike they rank the heads.
     """
-    kinds = [kind for kind in KINDS if any((kind, h["name"], AVERAGE) in cells for h in heads)]
-    print(f"\n| averages | {' | '.join(TITLES[kind] for kind in kinds)} |")
-    print(f"|---|{'---|' * len(kinds)}")
-    complete = [
-        head for head in heads if all((kind, head["name"], AVERAGE) in cells for kind in kinds)
-    ]
-    columns = np.array([[cells[k, h["name"], AVERAGE]["value"] for h in complete] for k in kinds])
-    for head, values in zip(complete, columns.T, strict=True):
-        print(f"| {marked(head)} | {' | '.join(f'{value:.3f}' for value in values)} |")
-    print(f"\nRank correlations over these {len(complete)} heads:")
-    print(f"\n| | {' | '.join(TITLES[kind] for kind in kinds)} |\n|---|{'---|' * len(kinds)}")
-    for kind, first in zip(kinds, columns, strict=True):
-        line = " | ".join(f"{spearman(first, second):+.2f}" for second in columns)
-        print(f"| {TITLES[kind]} | {line} |")
+    known = {key: Cell(*(row[field] for field in Cell._fields)) for key, row in cells.items()}
+    names = {head["name"]: marked(head) for head in heads if not head.get("reference")}
+    shown = two_kinds(TableCells(known), [list(names)])
+    if not shown.columns:
+        return
+    print(f"\n| averages | {' | '.join(column.title for column in shown.columns)} |")
+    print(f"|---|{'---|' * len(shown.columns)}")
+    for name in shown.groups[0]:
+        line = [f"{known[column.metric, name, column.set].value:.3f}" for column in shown.columns]
+        print(f"| {names[name]} | {' | '.join(line)} |")
+    print()
+    for (first, second), found in agreements(TableCells(known), shown).items():
+        print(f"{TITLES[first]} and {TITLES[second]}: {found.value:+.2f} over {found.heads} heads")
     print()
 
 

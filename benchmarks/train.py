@@ -35,7 +35,7 @@ WHOLE = f"+ one batch of {BATCH:,}"  # the last change to the original: the whol
 PAPER = 460 * 200_000  # rows of its training
 NAME, PHOTOS = "vit_base_patch16_224", 64
 DEFAULT = 4_618, 384, 926  # images, dim and classes of the default graph's upstream store
-DEFAULT_HEADS = "ranking", "squared", "entropy", "maxprob", "norm"
+FIVE_HEADS = "ranking", "squared", "entropy", "maxprob", "norm"
 
 
 def loop(made: Stores, batches: Iterator[Batch], dtype: torch.dtype, seeds: int = 1) -> Way:
@@ -190,7 +190,7 @@ def stage(folder: Path) -> None:
         return whole
 
     ways = {"ranking, 1 seed, 1 step": run(("ranking",), 1, "--steps", "1")}
-    for name, heads in (("ranking", ("ranking",)), ("default heads", DEFAULT_HEADS)):
+    for name, heads in (("ranking", ("ranking",)), ("five heads", FIVE_HEADS)):
         ways |= {f"{name}, {count} seed(s)": run(heads, count) for count in (1, SEEDS)}
     print(f"whole runs of train: {DEFAULT[0]:,} images x 2 x {DEFAULT[1]}, 600 steps of 256")
     found = measured(ways)

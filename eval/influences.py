@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Num
 
 from askance.eval.estimates import Measurement, undefined
 from askance.eval.ranks import Levels, below, levels
@@ -21,6 +21,7 @@ Flags = Bool[np.ndarray, " n"]
 Column = Float[np.ndarray, " n"]
 Ids = Int64[np.ndarray, " n"]
 Numbers = Float64[np.ndarray, " n"]
+Counts = Num[np.ndarray, "n c"]  # of votes for each class
 
 
 def why_undefined(hit: Flags) -> str:
@@ -130,6 +131,31 @@ def spearman(
     drift = value / 2 * (first_moved / first_square + second_moved / second_square)
     scale = math.sqrt(first_square * second_square)
     return Measurement(value, covariance_moved / scale - drift, n, low=-1.0)
+
+
+def vote_entropy(votes: Counts) -> Float64[np.ndarray, " n"]:
+    """Return the entropy of each row's votes, (n, c) counts of at least one, in nats.
+
+    Equal votes for other classes give equal entropies, to the last bit.
+    """
+    votes = np.sort(np.ascontiguousarray(votes), axis=1)  # so that sums have one order
+    portion = votes / votes.sum(axis=1, keepdims=True)
+    logarithm = np.log(portion, out=np.zeros_like(portion), where=portion > 0)
+    return -(portion * logarithm).sum(axis=1)
+
+
+def human_correlation(uncertainty: Column, votes: Counts) -> Measurement:
+    """Measure the rank correlation with the entropy of people's votes, where some voted."""
+    voted = (votes > 0).any(axis=1)
+    names = "uncertainty", "entropy of votes"
+    return spearman(uncertainty[voted], vote_entropy(votes[voted]), names)
+
+
+def dirac_auroc(uncertainty: Column, votes: Counts) -> Measurement:
+    """Measure the chance that a row people disagree on is more uncertain than an agreed one."""
+    voted = (votes > 0).any(axis=1)
+    disputed = (votes[voted] > 0).sum(axis=1) > 1
+    return auroc(uncertainty[voted], disputed, ("disputed row", "agreed row"))
 
 
 def risks(level: Levels, hit: Flags) -> Numbers:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from askance.eval import influences
 from askance.eval.columns import Array, columns
 from askance.eval.estimates import Estimate, Z, wilson
+from askance.eval.influences import vote_entropy as vote_entropy
 from askance.eval.ranks import check_finite
 
 QUANTILES = (10, 25, 50, 75, 90)  # per cent
@@ -162,9 +163,8 @@ def human_correlation(uncertainty: Array, votes: Array) -> Estimate:
 
     Source: URL benchmark (arXiv 2307.03810), `rcorr_entropy` of its program.
     """
-    uncertainty, votes = _voted(uncertainty, votes)
-    names = "uncertainty", "entropy of votes"
-    return influences.spearman(uncertainty, vote_entropy(votes), names).estimate()
+    uncertainty, votes = _counted(uncertainty, votes)
+    return influences.human_correlation(uncertainty, votes).estimate()
 
 
 def dirac_auroc(uncertainty: Array, votes: Array) -> Estimate:
@@ -181,24 +181,12 @@ def dirac_auroc(uncertainty: Array, votes: Array) -> Estimate:
 
     Source: Pretrained Visual Uncertainties (arXiv 2402.16569), which asks for a "Dirac" label.
     """
-    uncertainty, votes = _voted(uncertainty, votes)
-    disputed = (votes > 0).sum(axis=1) > 1
-    return influences.auroc(uncertainty, disputed, ("disputed row", "agreed row")).estimate()
+    uncertainty, votes = _counted(uncertainty, votes)
+    return influences.dirac_auroc(uncertainty, votes).estimate()
 
 
-def vote_entropy(votes: np.ndarray) -> Float64[np.ndarray, " n"]:
-    """Return the entropy of each row's votes, (n, c) counts of at least one, in nats.
-
-    Equal votes for other classes give equal entropies, to the last bit.
-    """
-    votes = np.sort(np.ascontiguousarray(votes), axis=1)  # so that sums have one order
-    portion = votes / votes.sum(axis=1, keepdims=True)
-    logarithm = np.log(portion, out=np.zeros_like(portion), where=portion > 0)
-    return -(portion * logarithm).sum(axis=1)
-
-
-def _voted(uncertainty: Array, votes: Array) -> list[np.ndarray]:
-    """Return the rows that have votes."""
+def _counted(uncertainty: Array, votes: Array) -> list[np.ndarray]:
+    """Return the columns, after a look at the counts."""
     uncertainty, votes = columns(uncertainty=uncertainty, votes=votes)
     check_finite(uncertainty)
     bad = np.flatnonzero(~((votes >= 0) & np.isfinite(votes)).all(axis=1))
@@ -207,8 +195,7 @@ def _voted(uncertainty: Array, votes: Array) -> list[np.ndarray]:
             f"expected counts of at least 0 in votes, got others in {len(bad)} rows, the first in"
             f" row {bad[0]}: pass how many people voted for each class"
         )
-    voted = (votes > 0).any(axis=1)
-    return [uncertainty[voted], votes[voted].astype(np.float64)]
+    return [uncertainty, votes.astype(np.float64)]
 
 
 def quantiles(uncertainty: Array) -> dict[str, Estimate]:

@@ -20,9 +20,8 @@ from jaxtyping import Bool, Int64
 
 from askance.eval import metrics, ranks
 from askance.eval.columns import Array, columns
+from askance.eval.metrics import QUANTILES
 from askance.eval.mixture import Set
-
-QUANTILES = (10, 25, 50, 75, 90)  # per cent
 
 
 def recall_at_1(embedding: Array, label: Array) -> float:

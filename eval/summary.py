@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int, Int64
 
 from askance.eval import influences
 from askance.eval.estimates import Measurement, difference, mean_over_runs, mean_over_sets
-from askance.eval.metrics import vote_entropy
 from askance.eval.ranks import check_finite
 from askance.eval.selective import risk_coverage
 
@@ -145,7 +144,7 @@ def _differences(heads: list[Measured], mapped: list[bool]) -> list[Measured]:
     It is the first with the neighbours of the frozen embedding, as in the report; else the first.
     """
     means = [mean_over_runs(each.runs) for each in heads]
-    main = mapped.index(False) if False in mapped else 0
+    main = mapped.index(min(mapped)) if mapped else 0
     return [
         Measured(each.head, "r_auroc_difference", [], [difference(mean, means[main])])
         for place, (each, mean) in enumerate(zip(heads, means, strict=True))
@@ -172,7 +171,8 @@ def _measure(queries: Queries, answers: Uncertainties, run: int) -> dict[str, Me
             -cropped, queries.fraction, ("uncertainty", "fraction")
         )
     if queries.votes is not None:
-        found |= _human(plain, queries.votes)
+        found["human_correlation"] = influences.human_correlation(plain, queries.votes)
+        found["dirac_auroc"] = influences.dirac_auroc(plain, queries.votes)
     if queries.mixture is not None and answers.mixed is not None:
         mixed, own = answers.mixed[run], answers.mixed_hit
         hit = queries.mixture.hit if own is None else own[run]
@@ -183,18 +183,6 @@ def _measure(queries: Queries, answers: Uncertainties, run: int) -> dict[str, Me
         found["auroc_classification"] = influences.r_auroc(plain, queries.correct)
         found["spearman_loss"] = influences.spearman(plain, queries.loss, ("uncertainty", "loss"))
     return found
-
-
-def _human(plain: Float[np.ndarray, " n"], votes: Int[np.ndarray, "n c"]) -> dict[str, Measurement]:
-    voted = (votes > 0).any(axis=1)
-    plain, votes = plain[voted], votes[voted]
-    disputed = (votes > 0).sum(axis=1) > 1
-    return {
-        "human_correlation": influences.spearman(
-            plain, vote_entropy(votes), ("uncertainty", "entropy")
-        ),
-        "dirac_auroc": influences.auroc(plain, disputed, ("disputed image", "agreed image")),
-    }
 
 
 def average(sets: list[Summary]) -> list[Row]:

@@ -66,9 +66,8 @@ def run(
 
     if unknown := set(upstream) - set(sets):
         raise ValueError(f"expected curate.upstream among {sets}, got {sorted(unknown)}")
-    losses, seeds = FeatureStore.open(probe), _seeds(read_heads(models), head)
-    if any(saved.note["probe"] != losses.fingerprint for saved in seeds):
-        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
+    losses = FeatureStore.open(probe)
+    seeds = _seeds(read_heads(models, losses), head)
     summaries = []
     with atomic(out) as folder, progress("curate", len(sets), "sets") as advance:
         for name in sets:

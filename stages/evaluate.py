@@ -56,9 +56,7 @@ def run(
         if unknown := set(names) - set(sets):
             raise ValueError(f"expected evaluate.{option} among {sets}, got {sorted(unknown)}")
     losses = FeatureStore.open(probe)
-    heads = read_heads(models)
-    if any(head.note["probe"] != losses.fingerprint for seeds in heads for head in seeds):
-        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
+    heads = read_heads(models, losses)
     summaries, curves, described = [], [], []
     with (
         atomic(out / "queries") as folder,

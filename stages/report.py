@@ -15,6 +15,7 @@ import typer
 from markupsafe import Markup
 
 from askance.eval.figures import (
+    COIN,
     COLORS,
     MARKS,
     Dot,
@@ -33,7 +34,6 @@ from askance.pipeline.artifacts import atomic, read_json
 from askance.pipeline.command import command
 from askance.stages.pictures import Curation, Gallery, Json, read_curation, read_gallery
 from askance.stages.tables import (
-    COIN,
     Cells,
     Column,
     Kept,

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from askance.eval.figures import COIN
 from askance.eval.ranks import spearman
 from askance.eval.summary import AVERAGE
 
-COIN = 0.5
 FEWEST = 3  # heads to correlate ranks over
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int64
 from askance.eval.mixture import union_label
 from askance.eval.retrieval import neighbours
 from askance.eval.summary import Uncertainties
+from askance.features.store import FeatureStore
 from askance.heads.checkpoint import SavedHead, load
 from askance.heads.head import AT_A_TIME
 from askance.stages.cases import Images, Mixed
@@ -23,15 +24,18 @@ from askance.stages.cases import Images, Mixed
 Seeds = Sequence[SavedHead]  # of one head
 
 
-def read_heads(folder: Path) -> list[list[SavedHead]]:
+def read_heads(folder: Path, losses: FeatureStore) -> list[list[SavedHead]]:
     """Read all heads: a list per name, its seeds in order, in the order they were asked for.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: one was trained on other losses.
     """
     saved = [load(path) for path in folder.glob("*.safetensors")]
     if not saved:
         raise FileNotFoundError(f"expected heads in {folder}, got none: run train")
+    if any(head.note["probe"] != losses.fingerprint for head in saved):
+        raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
     saved.sort(key=lambda head: (head.note["place"], head.seed))
     return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
 
