@@ -1,71 +1,316 @@
 """The model: a frozen backbone and a head; what people import."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from huggingface_hub import ModelHubMixin
+from jaxtyping import Float, Float32, Float64, Real, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from askance import places
 from askance.features.backbone import Backbone, load_backbone
 from askance.features.store import FeatureStore
-from askance.features.views import Preprocessing, plain, upright_rgb
-from askance.heads.checkpoint import SavedHead
-from askance.heads.checkpoint import load as load_head
+from askance.features.views import Precision, Preprocessing, decode, plain, upright_rgb
+from askance.heads.checkpoint import SavedHead, save
+from askance.heads.percentile import percentile
 from askance.pipeline.artifacts import place
+from askance.pipeline.provenance import versions
+
+Picture = Image.Image | Path | str
+Answer = tuple[Float32[Tensor, "n d"], Float[Tensor, " n"]]
+
+AT_A_TIME = 32  # pictures: bounds the memory of their pixels
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class Model(nn.Module):
-    """`embedding, uncertainty = model(pictures)`; nothing in it is trainable."""
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns a picture, or the path of one, into the pixels that a model takes.
 
-    def __init__(self, backbone: Backbone, saved: SavedHead) -> None:
+    Resized and cut to the centre as the backbone wants it, uint8; the model normalises. Small and
+    picklable: the transform of a data set whose workers load pictures.
+    """
+
+    preprocessing: Preprocessing
+
+    def __call__(self, picture: object) -> UInt8[Tensor, "3 s s"]:
+        """Return the pixels of a `Picture`.
+
+        Raises:
+            ValueError: not a picture.
+            TypeError: neither a PIL image nor a path.
+            OSError: its file can't be read.
+        """
+        if isinstance(picture, Image.Image):
+            image = upright_rgb(picture)
+        elif isinstance(picture, (str, Path)):
+            image = _opened(Path(picture))
+        else:
+            raise TypeError(
+                f"expected a PIL image or a path, got {type(picture).__name__}: pictures come as"
+                " PIL images, as paths, or as a tensor batch of pixels"
+            )
+        return torch.from_numpy(np.array(plain(image, self.preprocessing))).permute(2, 0, 1)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+class Model(
+    nn.Module,
+    ModelHubMixin,
+    library_name="askance",
+    tags=["uncertainty-estimation", "image-feature-extraction"],
+):
+    """`embedding, uncertainty = model(pictures)`.
+
+    Frozen and in evaluation mode. The uncertainty reads a detached embedding, whatever is
+    trainable: no gradient of it ever reaches the backbone (the stop-gradient of PVU, arXiv
+    2402.16569).
+
+    `classifier` is the linear map that the upstream losses came from, embedding to logits, of the
+    `classes`; None where it was not kept. `preprocess` turns a picture into pixels. `about` is what
+    the card says: metrics, data, licence.
+    """
+
+    _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012 - the card is our own
+    quantiles: Tensor
+
+    def __init__(
+        self, backbone: Backbone, saved: SavedHead, about: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
+        if backbone.width != saved.sizes["dim"]:
+            raise ValueError(
+                f"expected a backbone of {saved.sizes['dim']} columns, which head {saved.name} was"
+                f" trained on ({saved.backbone.get('backbone')}), got {backbone.width}: name that"
+                " backbone, or train a new head"
+            )
         self.backbone, self.head, self.saved = backbone, saved.head, saved
+        self.classifier = None if saved.classifier is None else _linear(*saved.classifier)
+        self.about = about or {}
+        self.classes: list[str] = self.about.get("classes", [])
+        self.preprocess = Preprocess(backbone.preprocessing)
+        self.register_buffer("quantiles", torch.from_numpy(saved.quantiles))
+        self.eval()
 
-    def forward(
-        self, pictures: Sequence[Image.Image]
-    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        """Embed pictures of any size and mode and say how likely each embedding is to be wrong.
+    def forward(self, pictures: Tensor | Picture | Sequence[object]) -> Answer:
+        """Embed pictures and say how likely each embedding is to be wrong.
 
         Only the order of uncertainties means anything (larger is less certain): `percentile`
         gives them a scale.
+
+        Args:
+            pictures: a PIL image or path, a list of them, of any size and mode; or a batch of
+                pixels, (n, 3, s, s) of the backbone's size, as `preprocess` makes them: uint8 from
+                0 to 255, or floating from 0 to 1, not normalised.
+
+        Returns:
+            One row per picture, also of a single one: embeddings, float32, not normalised; and
+            uncertainties.
+
+        Raises:
+            ValueError: pixels of another size or range, not a picture, no picture at all.
+            TypeError: neither pixels nor pictures.
+            OSError: a file can't be read.
         """
-        size = self.backbone.preprocessing
-        views = [np.asarray(plain(upright_rgb(picture), size)) for picture in pictures]
-        pixels = torch.from_numpy(np.stack(views)).to(self.backbone.device)
+        if isinstance(pictures, Tensor):
+            self._check(pictures)
+            return self._answer(pictures)
+        if isinstance(pictures, (Image.Image, Path, str)):
+            pictures = [pictures]
+        answers = [self._answer(part) for part in self._batches(pictures)]
+        if not answers:
+            raise ValueError("expected pictures, got an empty list")
+        embedding, uncertainty = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        return embedding, uncertainty
+
+    def percentile(self, uncertainty: Float[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Return the share of upstream images that are more certain, from 0 to 1.
+
+        NaN where the uncertainty is, and for a head whose upstream images are not known.
+        """
+        return percentile(self.quantiles, uncertainty)
+
+    def train_backbone(self) -> "Model":
+        """Make everything trainable, and go into training mode.
+
+        A task's loss then trains the backbone through the embedding, and one of the uncertainty
+        trains the head alone: it still receives the embedding detached. The percentiles, and the
+        head, are those of the backbone as it was: train the head on as the backbone changes.
+        """
+        return self.requires_grad_(True).train()
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def _answer(self, pixels: Real[Tensor, "n 3 s s"]) -> Answer:
         embedding = self.backbone(pixels)
-        return embedding, self.head.uncertainty(embedding)
+        return embedding, self.head(embedding.detach())
 
-    def percentile(self, uncertainty: Float[Tensor, " n"]) -> Float[np.ndarray, " n"]:
-        """Return the share of upstream images that are more certain, from 0 to 1."""
-        return self.saved.percentile(uncertainty.double().cpu().numpy())
+    def _batches(self, pictures: Sequence[object]) -> Iterator[UInt8[Tensor, "_ 3 s s"]]:
+        for start in range(0, len(pictures), AT_A_TIME):
+            part = [self.preprocess(picture) for picture in pictures[start : start + AT_A_TIME]]
+            yield torch.stack(part).to(self.device)
+
+    def _check(self, pixels: Tensor) -> None:
+        side = self.preprocess.preprocessing.size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"expected pixels of shape (n, 3, {side}, {side}), got {tuple(pixels.shape)}:"
+                " model.preprocess makes them"
+            )
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            raise ValueError(f"expected uint8 or floating pixels, got {pixels.dtype}")
+        if pixels.dtype == torch.uint8 or torch.compiler.is_compiling() or not len(pixels):
+            return
+        low, high = (float(bound) for bound in pixels.detach().aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"expected floating pixels from 0 to 1, got {low:.3g} to {high:.3g}: don't"
+                " normalise them, the model does"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Model":
+        """Move all, and convert the backbone, as torch has it: `to` and `half` come through here.
+
+        The rest stays as it is: it costs nothing, and in a short type uncertainties would tie.
+        """
+        self.backbone._apply(fn)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        for child in (self.head, self.classifier):
+            if child is not None:
+                child._apply(moved, recurse)
+        self.quantiles = moved(self.quantiles)
+        return self
+
+    def card(self) -> dict[str, Any]:
+        """Return all that is told of the model beside its tensors.
+
+        The backbone with its weights' hash and preprocessing, the head and its training, the
+        quantiles behind the percentiles, versions; and `about`.
+        """
+        known = self.quantiles.isfinite().all()
+        return {
+            "head": self.saved.name,
+            "seed": self.saved.seed,
+            **self.saved.sizes,
+            "backbone": self.saved.backbone,
+            "training": self.saved.note,
+            "quantiles": self.quantiles.tolist() if known else None,
+            "versions": versions(),
+            "about": self.about,
+        }
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the tensors of the head and the card; the backbone stays where it comes from."""
+        if self.backbone.weights_hash() != self.saved.backbone["weights"]:
+            raise ValueError(
+                f"expected the weights of {self.saved.backbone['backbone']} that the head was"
+                " trained on, got others (trained since?): train a head on them, and release that"
+            )
+        own = self.classifier
+        classifier = None if own is None else (own.weight.detach(), own.bias.detach())
+        saved = replace(self.saved, head=self.head, classifier=classifier)
+        save(save_directory / places.TENSORS, saved)
+        places.write_card(save_directory, self.card())
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        weights: str = "",
+    ) -> "Model":
+        folder = Path(model_id)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            options: dict[str, Any] = {"force_download": force_download, "token": token}
+            options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
+            wanted = [places.CARD, places.TENSORS]
+            folder = Path(
+                snapshot_download(model_id, revision=revision, allow_patterns=wanted, **options)
+            )
+        return _assembled(places.find(folder), weights, model_id)
 
 
-def load(path: Path | str, weights: str = "pretrained") -> Model:
-    """Load a head that `train` wrote, on the backbone it was trained on.
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(*weight.shape[::-1])
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer.requires_grad_(False)
+
+
+def load(
+    source: Path | str, weights: str = "", *, head: str = "", seed: int | None = None
+) -> Model:
+    """Load a model: a head, on the backbone it was trained on.
 
     Args:
-        path: `models/<head>-<seed>.safetensors`.
-        weights: of the backbone, as in `extract.weights`.
+        source: the folder of a run, a head's file (`models/<head>-<seed>.safetensors`), the folder
+            of a released model, or the name of one on the hub (`owner/name`).
+        weights: of the backbone, as in `extract.weights`; if not given, those of the run, or the
+            pretrained ones.
+        head: of a run; its first one if not given.
+        seed: of a run's head; its first one if not given.
 
     Raises:
-        ValueError: not a head, or the backbone's weights are not those it was trained on.
+        ValueError: not a model, a damaged one, or the backbone's weights are not those it was
+            trained on.
         OSError: the head or the weights can't be had.
     """
-    saved = load_head(Path(path))
-    card = saved.backbone
-    fields = card["preprocessing"]
+    if not Path(source).exists() and ON_HUB.fullmatch(str(source)):
+        return _from_hub(str(source), weights)
+    return _assembled(places.find(Path(source), head, seed), weights, str(source))
+
+
+def _from_hub(name: str, weights: str) -> Model:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Model.from_pretrained(name, weights=weights)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"expected a file or folder here or a model on the hub called {name}, got neither"
+            f" ({type(error).__name__}: {first}): check the path, the name and the network"
+        ) from error
+
+
+def _assembled(found: places.Found, weights: str, source: str) -> Model:
+    saved = found.saved
+    card, fields = saved.backbone, saved.backbone["preprocessing"]
     triples = {name: tuple(fields[name]) for name in ("mean", "std")}  # JSON made them lists
     preprocessing = Preprocessing(**fields | triples)
-    found = load_backbone(card["backbone"], weights, preprocessing.size, "own", card["precision"])
-    if found.weights_hash() != card["weights"]:
+    precision: Precision = card["precision"]
+    loaded = load_backbone(
+        card["backbone"], weights or found.weights, preprocessing.size, "own", precision
+    )
+    if loaded.weights_hash() != card["weights"]:
         raise ValueError(
-            f"expected the weights {card['weights'][:12]} of {card['backbone']}, which {path} was"
-            f" trained on, got {found.weights_hash()[:12]}: name their checkpoint by `weights`"
+            f"expected the weights {card['weights'][:12]} of {card['backbone']}, which {source} was"
+            f" trained on, got {loaded.weights_hash()[:12]}: name their checkpoint by `weights`"
         )
-    return Model(Backbone(found.network, preprocessing, card["precision"]), saved)
+    return Model(Backbone(loaded.network, preprocessing, precision), saved, found.about)
 
 
 def open_store(path: Path | str) -> FeatureStore:

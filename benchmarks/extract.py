@@ -72,7 +72,7 @@ def contenders(one: Embedder, index: Index, folder: Path) -> dict[str, Callable[
     """Return ways to spend the CPU on the same images; each returns the seconds spent writing."""
     tasks = [task(index, block) for block in plan(len(index), one.recipe.block)]
     size, views = one.backbone.preprocessing, one.recipe.views
-    pixels = torch.randint(0, 256, (BATCH, size.size, size.size, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (BATCH, 3, size.size, size.size), dtype=torch.uint8)
 
     def decoded() -> float:
         for key, content in images(t.samples for t in tasks):
@@ -128,7 +128,7 @@ def flops(one: Embedder) -> int:
     """Count the FLOPs of one image's forward pass."""
     side = one.backbone.preprocessing.size
     with FlopCounterMode(display=False) as counter:
-        one.backbone(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        one.backbone(torch.zeros(1, 3, side, side, dtype=torch.uint8))
     return counter.get_total_flops()
 
 
@@ -140,7 +140,7 @@ def speed(folder: Path) -> None:
     )
     for name in ["tf_efficientnet_lite0", *VITS]:
         one, limit = embedder(name, folder), gemm_limit()
-        one.backbone(torch.zeros(BATCH, 224, 224, 3, dtype=torch.uint8))  # warm
+        one.backbone(torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8))  # warm
         side = one.backbone.preprocessing.size
         rate = measured(contenders(one, index, folder), len(index))
         d, f, e = rate["decode + augment"], rate["forward"], rate["end to end"]

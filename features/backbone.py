@@ -1,6 +1,6 @@
 """The backbone: a frozen network from pixels to embedding and logits.
 
-Comes in: uint8 pictures. Goes out: float32 embeddings (pooled, before the classifier, not
+Comes in: pictures of one size. Goes out: float32 embeddings (pooled, before the classifier, not
 normalised) and, where the network has a linear classifier, its weight and bias.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Real
 from torch import Tensor, nn
 
 from askance.features.classify import Classifier
@@ -30,7 +30,7 @@ PUBLISHED_CROP = 0.875
 
 
 class Backbone(nn.Module):
-    """A frozen network; calling it never builds a graph.
+    """A frozen network in evaluation mode, until its parameters are asked for gradients.
 
     On CPUs and GPUs with bfloat16 units `precision="bfloat16"` runs matrix products in bfloat16
     and keeps norms, softmax and the result in float32. Channels-last memory is the faster layout
@@ -48,14 +48,27 @@ class Backbone(nn.Module):
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing, self.precision = preprocessing, precision
         self._run = self._embedding
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255)
-
+        self.register_buffer("mean", _levels(preprocessing.mean))
+        self.register_buffer("std", _levels(preprocessing.std))
         self._choose_attention()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether no parameter of the network takes a gradient."""
+        return not any(parameter.requires_grad for parameter in self.network.parameters())
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode; a frozen network stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
     def _apply(self, *args: Any, **kwargs: Any) -> "Backbone":  # noqa: ANN401
-        """Move or convert all tensors, as torch has it: `to` and `cuda` come through here."""
+        """Move or convert the network, as torch has it: `to`, `cuda` and `half` come through here.
+
+        Pixels are normalised in float32 whatever the network's type.
+        """
         super()._apply(*args, **kwargs)
+        self.mean = _levels(self.preprocessing.mean).to(self.device)
+        self.std = _levels(self.preprocessing.std).to(self.device)
         self._choose_attention()
         return self
 
@@ -66,13 +79,13 @@ class Backbone(nn.Module):
             if hasattr(module, "fused_attn"):
                 module.fused_attn = not plain  # type: ignore[assignment]
 
-    @torch.inference_mode()
-    def forward(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float32[Tensor, "b d"]:
-        """Embed a batch of pictures."""
-        # Channels come last in memory already: the permuted view is the layout we want.
-        images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        low = self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+    def forward(self, pixels: Real[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
+        """Embed a batch of pictures: uint8 levels from 0 to 255, or floating ones from 0 to 1."""
+        levels = pixels.float() if pixels.dtype == torch.uint8 else pixels.float() * 255
+        images = ((levels - self.mean) / self.std).to(self.dtype)
+        if self.precision == "float32" or self.dtype != torch.float32:
+            return self._run(images).float()
+        with torch.autocast(images.device.type, torch.bfloat16):
             return self._run(images).float()
 
     def _embedding(self, images: Tensor) -> Tensor:
@@ -88,11 +101,17 @@ class Backbone(nn.Module):
         return self.mean.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's weights; float32 for one without any."""
+        return next((p.dtype for p in self.network.parameters()), torch.float32)
+
+    @property
     def width(self) -> int:
         """The number of values in an embedding."""
         side = self.preprocessing.size
+        black = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
         with torch.inference_mode():
-            return self._embedding(torch.zeros(1, 3, side, side, device=self.device)).shape[1]
+            return self._embedding(black).shape[1]
 
     def classifier(self) -> Classifier | None:
         """Return the network's own linear classifier, or None where it has none."""
@@ -109,6 +128,10 @@ class Backbone(nn.Module):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
+
+
+def _levels(channels: tuple[float, float, float]) -> Float32[Tensor, "1 3 1 1"]:
+    return torch.tensor(channels).view(1, 3, 1, 1) * 255
 
 
 def load_backbone(

@@ -61,10 +61,13 @@ class Engine:
             torch.cuda.empty_cache()
             print(f"out of memory: going on with batches of {self.batch}", file=sys.stderr)
 
+    @torch.inference_mode()
     def _padded(self, pixels: UInt8[Tensor, "b h w 3"]) -> Float32[Tensor, "b d"]:
         black = self.batch - len(pixels)
         there = pixels.to(self.backbone.device, non_blocking=self.backbone.device.type == "cuda")
-        return self.backbone(pad(there, (0, 0) * 3 + (0, black)))[: len(pixels)]
+        batch = pad(there, (0, 0) * 3 + (0, black))
+        # Channels come last in memory already: the permuted view is the layout we want.
+        return self.backbone(batch.permute(0, 3, 1, 2))[: len(pixels)]
 
 
 def _event() -> torch.cuda.Event:

@@ -1,12 +1,14 @@
 """Reading images out of shards by byte range: few large reads, whatever a shard lies on.
 
-A sample that can't be had (no such shard, cut short, another file in its place) is refused with a
+An image may also be a file of its own, which is read whole: its offset is `WHOLE`, and its shard
+the file. A sample that can't be had (no such shard, cut short, another file in its place) is refused with a
 reason. What may pass, a server that fails or throttles, is asked again a bounded number of times
 and then stops the run, which goes on later where it stopped.
 """
 
 import errno
 import os
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +24,23 @@ from askance.features.shards import BLOCK, NAME, check_place
 from askance.pipeline.lanes import ahead
 from askance.pipeline.retries import ServerError, patiently
 
+WHOLE = -1  # the offset of an image that is a file of its own
 MAX_IMAGE = 64 << 20  # bytes of one encoded image
 EXTENT = 8 << 20  # bytes read at a time, unless one image has more
 GAP = 64 << 10  # bytes between two images that are read and thrown away rather than skipped
 LONG_NAME = 100  # bytes of a name that fit into a tar header
 READERS = 8  # extents read at a time: object stores answer late, and many at once
 BEYOND = 416  # HTTP: the range begins behind the end
+SECONDS = 60.0  # that a web server has for an image
+OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # this process's own limits, no file's fault
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes `start` to `stop` of a shard, and the samples (by their place in a table) in them."""
+    """Bytes `start` to `stop` of a shard, and the samples (by their place in a table) in them.
+
+    One that starts at `WHOLE` is a file, of which no more than `stop` bytes are read.
+    """
 
     shard: str
     start: int
@@ -45,6 +53,9 @@ def extents(samples: pa.Table) -> list[Extent]:
     found: list[Extent] = []
     columns = (samples[name].to_pylist() for name in ("shard", "offset", "size"))
     for place, (shard, offset, size) in enumerate(zip(*columns, strict=True)):
+        if offset == WHOLE:
+            found.append(Extent(shard, WHOLE, MAX_IMAGE + 1, range(place, place + 1)))
+            continue
         start, stop = max(0, offset - BLOCK), offset + (size if size <= MAX_IMAGE else 0)
         last = found[-1] if found else None
         near = last and last.shard == shard and last.stop <= start <= last.stop + GAP
@@ -89,10 +100,15 @@ def _read(piece: tuple[pa.Table, Extent]) -> tuple[pa.Table, Extent, bytes | str
     """Read an extent: all of its bytes, fewer where the shard ends, or why it can't be read."""
     table, extent = piece
     remote = "://" in extent.shard
+    if extent.start == WHOLE and not remote:
+        return table, extent, _local(extent)
     try:
         check_place(extent.shard)
     except ValueError as error:
         return table, extent, str(error)
+    if extent.start == WHOLE:
+        web = extent.shard.startswith(("http://", "https://"))
+        return table, extent, _from_web(extent) if web else _from_store(extent)
     try:
         return table, extent, _fetched(extent) if remote else _pread(extent)
     except OSError as error:
@@ -113,6 +129,57 @@ def _is_of_the_shard(error: OSError, shard: str) -> bool:
 def _pread(extent: Extent) -> bytes:
     with Path(extent.shard).open("rb") as file:
         return os.pread(file.fileno(), extent.stop - extent.start, extent.start)
+
+
+def _local(file: Extent) -> bytes | str:
+    """Read a file; a device or pipe, which might wait for ever, is not even opened."""
+    try:
+        about = os.stat(file.shard)  # noqa: PTH116 - a Path per image is slower
+        if not stat.S_ISREG(about.st_mode):
+            return "expected a file, got a folder or device"
+        return _pread(Extent(file.shard, 0, min(about.st_size, file.stop), file.samples))
+    except ValueError as error:  # a zero byte in the path
+        return f"expected a path, got {error}"
+    except OSError as error:
+        if error.errno in OURS:
+            raise
+        return f"expected a file that can be read, got {error}"
+
+
+def _from_web(file: Extent) -> bytes | str:
+    """Fetch a file from a web server, whose failing is that of this image alone."""
+    try:
+        return patiently(file.shard, _stream, file)
+    except Exception as error:  # whatever a server makes the client come up with
+        return f"expected a file from the web, got {type(error).__name__}: {error}"
+
+
+def _stream(file: Extent) -> bytes:
+    """Read no more than is wanted, whatever the server sends: it may know no ranges, or no end."""
+    from aiohttp import ClientTimeout  # that of fsspec's HTTP
+
+    system, path = fsspec.core.url_to_fs(file.shard)
+    content, limit = bytearray(), ClientTimeout(total=SECONDS)
+    # A size, of whatever bytes, spares the question for it.
+    with system.open(path, block_size=0, size=1, timeout=limit) as stream:
+        while len(content) < file.stop and (piece := stream.read(file.stop - len(content))):
+            content += piece
+    return bytes(content)
+
+
+def _from_store(file: Extent) -> bytes | str:
+    """Fetch a file from an object store; one that isn't there is a reason, a failure an error."""
+    try:
+        return patiently(file.shard, _object, file)
+    except FileNotFoundError as error:
+        return f"expected a file that can be read, got {error!r}"
+
+
+def _object(file: Extent) -> bytes:
+    try:
+        return _fetch(Extent(file.shard, 0, file.stop, file.samples))
+    except CutBodyError as error:  # no more than `stop` bytes were wanted, however few there are
+        return bytes(error.args[0])
 
 
 class CutBodyError(ConnectionError):
@@ -155,8 +222,12 @@ def _image(extent: Extent, content: bytes | str, key: str, offset: int, size: in
     """
     if isinstance(content, str):
         return content
+    if extent.start == WHOLE:
+        size = len(content)
     if size > MAX_IMAGE:
         return f"expected an image of at most {MAX_IMAGE:,} bytes, got {size:,}"
+    if extent.start == WHOLE:
+        return content
     start = offset - extent.start
     if start + size > len(content):
         return (

@@ -14,33 +14,38 @@ from torch import Tensor
 
 from askance.heads.catalogue import find
 from askance.heads.head import Head, Setup
+from askance.heads.percentile import percentile
 from askance.pipeline.artifacts import atomic
 
 FORMAT = "askance-head/1"
 QUANTILES = 1001
+SIZES = ("dim", "width", "depth", "classes")
+WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 
 
 @dataclass(frozen=True)
 class SavedHead:
     """A head, and what it was trained on.
 
-    `quantiles` are the 0, 0.1, ..., 100 % quantiles of the uncertainty over upstream rows;
-    `backbone` names the network, its weights' hash and its preprocessing; `note` is the rest.
+    `quantiles` are the 0, 0.1, ..., 100 % quantiles of the uncertainty over upstream rows, NaN
+    where no such rows are known; `sizes` are its setup's; `backbone` names the network, its
+    weights' hash, its preprocessing and its precision; `note` is the rest. `classifier` has the
+    weight (c, d) and bias (c,) that the losses came from, where they are kept with the head.
     """
 
     name: str
     seed: int
     head: Head
     quantiles: Float[np.ndarray, "1001"]
+    sizes: dict[str, int]
     backbone: dict[str, Any]
     note: dict[str, Any]
+    classifier: tuple[Tensor, Tensor] | None = None
 
     def percentile(self, uncertainty: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Return the share of upstream rows that are more certain, ties counted half; 0 to 1."""
-        scale = np.linspace(0, 1, QUANTILES)
-        first, last = (np.searchsorted(self.quantiles, uncertainty, s) for s in ("left", "right"))
-        tied = scale[np.minimum(first, QUANTILES - 1)] / 2 + scale[np.maximum(last, 1) - 1] / 2
-        return np.where(last > first, tied, np.interp(uncertainty, self.quantiles, scale))
+        values = torch.from_numpy(np.asarray(uncertainty))
+        return percentile(torch.from_numpy(self.quantiles), values).numpy()
 
     def check_backbone(self, other: dict[str, Any], where: str) -> None:
         """Refuse embeddings of another backbone.
@@ -69,21 +74,20 @@ def quantiles(uncertainty: Float[Tensor, " n"]) -> Float[np.ndarray, "1001"]:
     return np.quantile(uncertainty.double().numpy(), np.linspace(0, 1, QUANTILES))
 
 
-def save(path: Path, saved: SavedHead, setup: Setup) -> None:
+def save(path: Path, saved: SavedHead) -> None:
     """Write a head atomically."""
     card = {
         "format": FORMAT,
         "head": saved.name,
         "seed": saved.seed,
-        "dim": setup.dim,
-        "width": setup.width,
-        "depth": setup.depth,
-        "classes": len(setup.bias),
+        **saved.sizes,
         "backbone": saved.backbone,
         "note": saved.note,
     }
     tensors = {f"head.{name}": t.contiguous() for name, t in saved.head.state_dict().items()}
     tensors["quantiles"] = torch.from_numpy(saved.quantiles)
+    if saved.classifier is not None:
+        tensors[WEIGHT], tensors[BIAS] = saved.classifier
     content = serialise(tensors, metadata={"askance": json.dumps(card)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)  # save_file would hide the reason of a failed write
@@ -93,35 +97,54 @@ def load(path: Path) -> SavedHead:
     """Read a head; no code of the file is ever run.
 
     Raises:
-        ValueError: not a head of this format.
+        ValueError: not a head of this format, or one that is damaged or not finite.
         FileNotFoundError: no such file.
     """
+    card, tensors = _read(path, whole=True)
+    try:
+        return _assembled(card, tensors)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"expected a whole head in {path}, got {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Read what a head's file says of its training, without its tensors; raises as `load`."""
+    return _read(path, whole=False)[0].get("note", {})
+
+
+def _read(path: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a head in {path}, got no such file: train writes these")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get("askance", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+            names = file.keys() if whole else ()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"expected a head in {path}, got a damaged file: {error}") from error
     if card.get("format") != FORMAT:
         raise ValueError(f"expected a head of format {FORMAT}, got {path}: train writes these")
-    try:
-        return _assembled(card, tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"expected a whole head in {path}, got {error!r}") from error
+    return card, tensors
 
 
 def _assembled(card: dict[str, Any], tensors: dict[str, Tensor]) -> SavedHead:
     state = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-    weight, bias = torch.zeros(card["classes"], card["dim"]), torch.zeros(card["classes"])
-    head = find(card["head"])(Setup(card["dim"], card["width"], card["depth"], weight, bias))
+    sizes = {name: card[name] for name in SIZES}
+    weight, bias = torch.zeros(sizes["classes"], sizes["dim"]), torch.zeros(sizes["classes"])
+    head = find(card["head"])(Setup(sizes["dim"], sizes["width"], sizes["depth"], weight, bias))
     head.load_state_dict(state)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"expected finite weights, got NaN or infinity in {name}: train again")
     return SavedHead(
         name=card["head"],
         seed=card["seed"],
         head=head.eval().requires_grad_(False),
         quantiles=tensors["quantiles"].numpy(),
+        sizes=sizes,
         backbone=card["backbone"],
         note=card["note"],
+        classifier=(tensors[WEIGHT], tensors[BIAS]) if WEIGHT in tensors else None,
     )

@@ -30,6 +30,12 @@ class Setup:
     weight: Float[Tensor, "c d"]
     bias: Float[Tensor, " c"]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a head of the same shape can be built from."""
+        widths = {"dim": self.dim, "width": self.width, "depth": self.depth}
+        return widths | {"classes": len(self.bias)}
+
 
 class Batch(NamedTuple):
     """Rows of the upstream store, one view of an image each.

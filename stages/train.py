@@ -103,8 +103,10 @@ def run(
                 head, found = _finished(training, name, seed, keep)
                 scale = quantiles(head.uncertainty(sample.scale).cpu())
                 about = note | {"place": order} | found
-                saved = SavedHead(name, seed, head.cpu(), scale, features.backbone, about)
-                save(folder / f"{name}-{seed}.safetensors", saved, setup)
+                saved = SavedHead(
+                    name, seed, head.cpu(), scale, setup.sizes, features.backbone, about
+                )
+                save(folder / f"{name}-{seed}.safetensors", saved)
     state.clear()
     print(_summary(training, sample.queries, steps))
 

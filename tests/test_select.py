@@ -34,8 +34,8 @@ def pool(tmp_path_factory, make_set, extract):
     for name, backbone in (("head", store.backbone), ("other", store.backbone | {"weights": "x"})):
         head = HEADS["ranking"](setup)
         scale = quantiles(head.uncertainty(rows))
-        saved = SavedHead("ranking", 0, head, scale, backbone, {})
-        save(root / f"{name}.safetensors", saved, setup)
+        saved = SavedHead("ranking", 0, head, scale, setup.sizes, backbone, {})
+        save(root / f"{name}.safetensors", saved)
     return root
 
 

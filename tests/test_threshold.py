@@ -67,8 +67,9 @@ def model(tmp_path):
     from askance.heads.head import Setup
 
     setup = Setup(8, 8, 2, torch.zeros(3, 8), torch.zeros(3))
-    saved = SavedHead("ranking", 3, HEADS["ranking"](setup), np.linspace(0, 2, 1001), {}, {})
-    save(tmp_path / "ranking-3.safetensors", saved, setup)
+    scale = np.linspace(0, 2, 1001)
+    saved = SavedHead("ranking", 3, HEADS["ranking"](setup), scale, setup.sizes, {}, {})
+    save(tmp_path / "ranking-3.safetensors", saved)
     return tmp_path / "ranking-3.safetensors"
 
 

@@ -20,18 +20,18 @@ BACKBONE = {
 }
 
 
-def saved_head(name: str = "ranking") -> tuple[SavedHead, Setup]:
+def saved_head(name: str = "ranking") -> SavedHead:
     torch.manual_seed(1)
     setup = Setup(8, 8, 2, torch.randn(3, 8), torch.randn(3))
     head = HEADS[name](setup)
     scale = quantiles(head.uncertainty(torch.randn(500, 8)))
-    return SavedHead(name, 3, head, scale, BACKBONE, {"steps": 10}), setup
+    return SavedHead(name, 3, head, scale, setup.sizes, BACKBONE, {"steps": 10})
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_read_back_gives_the_same_uncertainties(tmp_path, name):
-    saved, setup = saved_head(name)
-    save(tmp_path / "head.safetensors", saved, setup)
+    saved = saved_head(name)
+    save(tmp_path / "head.safetensors", saved)
     back = load(tmp_path / "head.safetensors")
     embedding = torch.randn(20, 8)
     torch.testing.assert_close(back.head.uncertainty(embedding), saved.head.uncertainty(embedding))
@@ -40,13 +40,13 @@ def test_a_head_read_back_gives_the_same_uncertainties(tmp_path, name):
 
 
 def test_a_head_takes_float16_embeddings_as_they_are_stored():
-    saved, _ = saved_head()
+    saved = saved_head()
     assert saved.head.uncertainty(torch.randn(4, 8).half()).dtype == torch.float32
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
 def test_percentile_never_falls_when_uncertainty_rises(values):
-    saved, _ = saved_head()
+    saved = saved_head()
     percentile = saved.percentile(np.sort(values))
     assert (np.diff(percentile) >= 0).all()
     assert percentile.min() >= 0
@@ -54,15 +54,15 @@ def test_percentile_never_falls_when_uncertainty_rises(values):
 
 
 def test_percentile_of_the_upstream_rows_is_their_rank():
-    saved, _ = saved_head()
+    saved = saved_head()
     ranks = np.linspace(0, 1, 1001)
     np.testing.assert_allclose(saved.percentile(saved.quantiles), ranks, atol=1e-9)
 
 
 def test_the_percentile_of_a_tie_is_its_middle():
-    saved, _ = saved_head()
+    saved = saved_head()
     tied = np.concatenate([np.zeros(301), np.linspace(1, 2, 700)])
-    tied = SavedHead(saved.name, 0, saved.head, tied, BACKBONE, {})
+    tied = SavedHead(saved.name, 0, saved.head, tied, saved.sizes, BACKBONE, {})
     np.testing.assert_allclose(tied.percentile(np.array([-1.0, 0.0, 9.0])), [0, 0.15, 1])
 
 
@@ -82,7 +82,7 @@ def test_a_head_whose_card_or_tensors_do_not_fit_is_refused(tmp_path):
 
 
 def test_embeddings_of_another_backbone_are_refused():
-    saved, _ = saved_head()
+    saved = saved_head()
     saved.check_backbone(BACKBONE, "a.zarr")
     with pytest.raises(
         ValueError, match=r"got a.zarr \(weights: 'abab.*' against 'cd'\): extract again"
@@ -91,9 +91,9 @@ def test_embeddings_of_another_backbone_are_refused():
 
 
 def test_a_cut_file_is_refused(tmp_path):
-    saved, setup = saved_head()
+    saved = saved_head()
     path = tmp_path / "head.safetensors"
-    save(path, saved, setup)
+    save(path, saved)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="expected a head in .*, got a damaged file"):
         load(path)
