@@ -78,9 +78,8 @@ class Model(
     trainable: no gradient of it ever reaches the backbone (the stop-gradient of PVU, arXiv
     2402.16569).
 
-    `classifier` is the linear map that the upstream losses came from, embedding to logits, of the
-    `classes`; None where it was not kept. `preprocess` turns a picture into pixels. `about` is what
-    the card says: metrics, data, licence.
+    `preprocess` turns a picture into pixels. `classes` names the columns of `classifier`, where
+    they are known. `about` is what the card says: metrics, data, licence.
     """
 
     _hub_mixin_config: dict[str, Any] = {}  # noqa: RUF012 - the card is our own
@@ -97,7 +96,7 @@ class Model(
                 " backbone, or train a new head"
             )
         self.backbone, self.head, self.saved = backbone, saved.head, saved
-        self.classifier = None if saved.classifier is None else _linear(*saved.classifier)
+        self.probe = None if saved.classifier is None else _linear(*saved.classifier)
         self.about = about or {}
         self.classes: list[str] = self.about.get("classes", [])
         self.preprocess = Preprocess(backbone.preprocessing)
@@ -155,6 +154,15 @@ class Model(
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """The linear map from embedding to logits that the upstream losses came from.
+
+        That kept with the head; else the backbone's own, over all of its classes; None if neither
+        is there.
+        """
+        return self.probe or self.backbone.linear
+
     def _answer(self, pixels: Real[Tensor, "n 3 s s"]) -> Answer:
         embedding = self.backbone(pixels)
         return embedding, self.head(embedding.detach())
@@ -192,7 +200,7 @@ class Model(
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        for child in (self.head, self.classifier):
+        for child in (self.head, self.probe):
             if child is not None:
                 child._apply(moved, recurse)
         self.quantiles = moved(self.quantiles)
@@ -223,8 +231,8 @@ class Model(
                 f"expected the weights of {self.saved.backbone['backbone']} that the head was"
                 " trained on, got others (trained since?): train a head on them, and release that"
             )
-        own = self.classifier
-        classifier = None if own is None else (own.weight.detach(), own.bias.detach())
+        kept = self.probe
+        classifier = None if kept is None else (kept.weight.detach(), kept.bias.detach())
         saved = replace(self.saved, head=self.head, classifier=classifier)
         save(save_directory / places.TENSORS, saved)
         places.write_card(save_directory, self.card())

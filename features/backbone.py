@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, Real
+from jaxtyping import Float, Float32, Real
 from torch import Tensor, nn
 
 from askance.features.classify import Classifier
@@ -81,12 +81,16 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Real[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
         """Embed a batch of pictures: uint8 levels from 0 to 255, or floating ones from 0 to 1."""
-        levels = pixels.float() if pixels.dtype == torch.uint8 else pixels.float() * 255
-        images = ((levels - self.mean) / self.std).to(self.dtype)
+        images = self.normalised(pixels)
         if self.precision == "float32" or self.dtype != torch.float32:
             return self._run(images).float()
         with torch.autocast(images.device.type, torch.bfloat16):
             return self._run(images).float()
+
+    def normalised(self, pixels: Real[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Return what the network sees of pixels: standardised by channel, in its type."""
+        levels = pixels.float() if pixels.dtype == torch.uint8 else pixels.float() * 255
+        return ((levels - self.mean) / self.std).to(self.dtype)
 
     def _embedding(self, images: Tensor) -> Tensor:
         features = self.network.forward_features(images)  # type: ignore[operator]
@@ -113,10 +117,16 @@ class Backbone(nn.Module):
         with torch.inference_mode():
             return self._embedding(black).shape[1]
 
-    def classifier(self) -> Classifier | None:
-        """Return the network's own linear classifier, or None where it has none."""
+    @property
+    def linear(self) -> nn.Linear | None:
+        """The network's own linear classifier, or None where it has none."""
         layer = self.network.get_classifier()  # type: ignore[operator]
-        if not isinstance(layer, nn.Linear):
+        return layer if isinstance(layer, nn.Linear) else None
+
+    def classifier(self) -> Classifier | None:
+        """Return what the network's own linear classifier computes, or None where it has none."""
+        layer = self.linear
+        if layer is None:
             return None
         bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
         return Classifier(*(x.detach().float().cpu().numpy() for x in (layer.weight, bias)))

@@ -162,6 +162,16 @@ def test_the_classifier_is_the_linear_map_of_the_head_file(model, pixels):
     torch.testing.assert_close(model.classifier(embedding), embedding @ weight.T + bias)
 
 
+def test_without_a_probe_the_classifier_is_the_backbones_own(make, pixels):
+    model = make()
+    model.probe = None
+    embedding, _ = model(pixels)
+    own = model.backbone.network(model.backbone.normalised(pixels))
+    torch.testing.assert_close(model.classifier(embedding), own)
+    model.backbone.network.reset_classifier(0)
+    assert model.classifier is None
+
+
 def test_a_backbone_of_another_width_is_refused(model):
     sizes = model.saved.sizes | {"dim": 99}
     saved = SavedHead("ranking", 0, model.head, model.saved.quantiles, sizes, {}, {})
