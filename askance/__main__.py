@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from askance import __version__, doctor, plan, select, threshold, verify
+from askance import __version__, doctor, hub, plan, published, score, select, threshold, verify
 from askance.stages import (
     curate,
     evaluate,
@@ -26,6 +26,9 @@ app.command("verify")(verify.main)
 app.command("plan")(plan.main)
 app.command("select")(select.main)
 app.command("threshold")(threshold.main)
+app.command("score")(score.main)
+for name, wrapped in {**hub.COMMANDS, **published.COMMANDS}.items():
+    app.command(name)(wrapped)
 
 
 def _show_version(wanted: bool) -> None:

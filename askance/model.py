@@ -1,6 +1,5 @@
 """The model: a frozen backbone and a head; what people import."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Float32, Float64, Real, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from askance import places
+from askance import hub, places
+from askance.card import readme
 from askance.features.backbone import Backbone, load_backbone
 from askance.features.store import FeatureStore
 from askance.features.views import Precision, Preprocessing, decode, plain, upright_rgb
@@ -26,7 +26,6 @@ Picture = Image.Image | Path | str
 Answer = tuple[Float32[Tensor, "n d"], Float[Tensor, " n"]]
 
 AT_A_TIME = 32  # pictures: bounds the memory of their pixels
-ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,7 @@ def _opened(path: Path) -> Image.Image:
         raise ValueError(f"{path}: {error}") from error
 
 
-class Model(
-    nn.Module,
-    ModelHubMixin,
-    library_name="askance",
-    tags=["uncertainty-estimation", "image-feature-extraction"],
-):
+class Model(nn.Module, ModelHubMixin):
     """`embedding, uncertainty = model(pictures)`.
 
     Frozen and in evaluation mode. The uncertainty reads a detached embedding, whatever is
@@ -101,7 +95,7 @@ class Model(
         self.classes: list[str] = self.about.get("classes", [])
         self.preprocess = Preprocess(backbone.preprocessing)
         self.register_buffer("quantiles", torch.from_numpy(saved.quantiles))
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor | Picture | Sequence[object]) -> Answer:
         """Embed pictures and say how likely each embedding is to be wrong.
@@ -212,17 +206,11 @@ class Model(
         The backbone with its weights' hash and preprocessing, the head and its training, the
         quantiles behind the percentiles, versions; and `about`.
         """
-        known = self.quantiles.isfinite().all()
-        return {
-            "head": self.saved.name,
-            "seed": self.saved.seed,
-            **self.saved.sizes,
-            "backbone": self.saved.backbone,
-            "training": self.saved.note,
-            "quantiles": self.quantiles.tolist() if known else None,
-            "versions": versions(),
-            "about": self.about,
-        }
+        return places.described(self.saved) | {"versions": versions(), "about": self.about}
+
+    def generate_model_card(self, name: str = "owner/name") -> ModelCard:
+        """Return the README of a release called `name`, written from `card`."""
+        return ModelCard(readme(self.card(), name))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the tensors of the head and the card; the backbone stays where it comes from."""
@@ -234,38 +222,38 @@ class Model(
         kept = self.probe
         classifier = None if kept is None else (kept.weight.detach(), kept.bias.detach())
         saved = replace(self.saved, head=self.head, classifier=classifier)
+        (save_directory / places.README).unlink(missing_ok=True)  # of an earlier release
         save(save_directory / places.TENSORS, saved)
         places.write_card(save_directory, self.card())
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
         cls,
+        source: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         weights: str = "",
+        **options: Any,  # noqa: ANN401
     ) -> "Model":
-        folder = Path(model_id)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
+        """Load a released model: a folder, or the name of one on the hub.
 
-            options: dict[str, Any] = {"force_download": force_download, "token": token}
-            options |= {"cache_dir": cache_dir, "local_files_only": local_files_only}
-            wanted = [places.CARD, places.TENSORS]
-            folder = Path(
-                snapshot_download(model_id, revision=revision, allow_patterns=wanted, **options)
-            )
-        return _assembled(places.find(folder), weights, model_id)
+        The mixin's own would take arguments from the card, which may be a stranger's.
+
+        Args:
+            source: the folder or name.
+            weights: of the backbone, as `load` has them.
+            options: of `huggingface_hub.snapshot_download`, as the mixin has them: `revision`,
+                `token`, `cache_dir`, `force_download`, `local_files_only`.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = hub.fetch(str(source), **options)
+        return _assembled(places.find(folder), weights, str(source))
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(*weight.shape[::-1])
     layer.load_state_dict({"weight": weight, "bias": bias})
-    return layer.requires_grad_(False)
+    return layer
 
 
 def load(
@@ -286,29 +274,14 @@ def load(
             trained on.
         OSError: the head or the weights can't be had.
     """
-    if not Path(source).exists() and ON_HUB.fullmatch(str(source)):
-        return _from_hub(str(source), weights)
+    if not Path(source).exists() and hub.NAME.fullmatch(str(source)):
+        return Model.from_pretrained(source, weights=weights)
     return _assembled(places.find(Path(source), head, seed), weights, str(source))
-
-
-def _from_hub(name: str, weights: str) -> Model:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Model.from_pretrained(name, weights=weights)
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise OSError(
-            f"expected a file or folder here or a model on the hub called {name}, got neither"
-            f" ({type(error).__name__}: {first}): check the path, the name and the network"
-        ) from error
 
 
 def _assembled(found: places.Found, weights: str, source: str) -> Model:
     saved = found.saved
-    card, fields = saved.backbone, saved.backbone["preprocessing"]
-    triples = {name: tuple(fields[name]) for name in ("mean", "std")}  # JSON made them lists
-    preprocessing = Preprocessing(**fields | triples)
+    card, preprocessing = saved.backbone, places.preprocessing(saved, source)
     precision: Precision = card["precision"]
     loaded = load_backbone(
         card["backbone"], weights or found.weights, preprocessing.size, "own", precision

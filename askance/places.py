@@ -1,23 +1,26 @@
 """Where a model lies: a head's file, a run's folder, a released folder.
 
 Comes in: a path. Goes out: the head, and what is known around it: the weights of its backbone, its
-classifier, and the card that says how it was trained and measured.
+classifier, and the card that says how it was trained and measured. docs/model.md specifies the
+released folder.
 """
 
-import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from askance.features.store import FeatureStore, attributes
-from askance.heads.checkpoint import SavedHead, load, read_note
-from askance.pipeline.artifacts import read_json, sha256
+from askance.features.views import INTERPOLATIONS, Precision, Preprocessing
+from askance.heads.checkpoint import SavedHead, load, read_card
+from askance.pipeline.artifacts import read_json, sha256, write_json
 
 FORMAT = "askance-model/1"
-TENSORS, CARD = "model.safetensors", "config.json"
+FILES = CARD, TENSORS, README = "config.json", "model.safetensors", "README.md"
+LARGEST, SMALLEST = 4096, 0.1  # size in pixels and crop that a file may ask for: memory is bounded
 
 
 @dataclass(frozen=True)
@@ -58,42 +61,102 @@ def find(source: Path, head: str = "", seed: int | None = None) -> Found:
     return _of_run(source, load(_choose(source, head, seed)))
 
 
-def _released(folder: Path) -> Found:
+def described(saved: SavedHead) -> dict[str, Any]:
+    """Return what a card says of a head: all that its file does, but for the weights."""
+    known = np.isfinite(saved.quantiles).all()
+    note = {n: None if value != value else value for n, value in saved.note.items()}  # NaN
+    return {
+        "head": saved.name,
+        "seed": saved.seed,
+        **saved.sizes,
+        "backbone": saved.backbone,
+        "training": note,
+        "quantiles": saved.quantiles.tolist() if known else None,
+    }
+
+
+def preprocessing(saved: SavedHead, source: str) -> Preprocessing:
+    """Return how the backbone of a head sees pictures.
+
+    Raises:
+        ValueError: something is missing in what is told of the backbone, or is no sane value: the
+            `source` may be a stranger's.
+    """
+    card = saved.backbone
     try:
-        card = read_json(folder / CARD)
-        kind = card.get("format")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"expected a card in {folder / CARD}, got {error}: pull again") from error
-    if kind != FORMAT:
-        raise ValueError(f"expected a card of format {FORMAT}, got {kind} in {folder / CARD}")
+        told, strings = card["preprocessing"], [card["backbone"], card["weights"]]
+        mean, std = ((float(r), float(g), float(b)) for r, g, b in (told["mean"], told["std"]))
+        made = Preprocessing(
+            int(told["size"]), float(told["crop"]), told["interpolation"], mean, std
+        )
+        sane = 0 < made.size <= LARGEST and made.crop >= SMALLEST and min(std) > 0
+        sane &= all(map(math.isfinite, (made.crop, *mean, *std)))
+        sane &= made.interpolation in INTERPOLATIONS and card["precision"] in get_args(Precision)
+        sane &= all(isinstance(string, str) for string in strings)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"expected {source} to tell its backbone, got {card}: {error!r}; train again"
+        ) from error
+    if not sane:
+        raise ValueError(f"expected {source} to tell a backbone that can be, got {card}")
+    return made
+
+
+def _released(folder: Path) -> Found:
+    card = _card(folder / CARD)
     path = folder / TENSORS
     if not path.is_file() or sha256(path) != card["sha256"]:
         raise ValueError(
             f"expected {path} with the SHA-256 {card['sha256'][:12]}... that {CARD} tells, got"
             f" {'another file' if path.is_file() else 'none'}: pull the model again"
         )
-    return Found(load(path), "pretrained", card["about"])
+    saved = load(path)
+    wrong = [name for name, value in described(saved).items() if card.get(name) != value]
+    names, columns = card["about"].get("classes", []), len((saved.classifier or ((), ()))[1])
+    wrong += [] if isinstance(names, list) and len(names) == columns else ["classes"]
+    if wrong:
+        raise ValueError(
+            f"expected {CARD} to say what {path} does, got another {', '.join(wrong)}: release the"
+            " model again, or pull it"
+        )
+    return Found(saved, "pretrained", card["about"])
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """Read the card of a released model.
+
+    Raises:
+        ValueError: no card, or one of another format.
+    """
+    try:
+        card = read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a card in {path}, got {error}: pull again") from error
+    kind = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if kind != FORMAT:
+        raise ValueError(f"expected a card of format {FORMAT}, got {kind} in {path}")
+    if not (isinstance(card.get("sha256"), str) and isinstance(card.get("about"), dict)):
+        raise ValueError(  # noqa: TRY004
+            f"expected a card with sha256 and about in {path}: pull again"
+        )
+    return card
 
 
 def _choose(run: Path, head: str, seed: int | None) -> Path:
     """Return the file of a run's head: the one asked for, or the first."""
-    folder = run if any(run.glob("*.safetensors")) else run / "models"
-    notes = {path: read_note(path) for path in sorted(folder.glob("*.safetensors"))}
-    order = sorted(notes, key=lambda path: (notes[path].get("place", 0), _seed(path)))
-    fits = [path for path in order if head in ("", _name(path)) and seed in (None, _seed(path))]
+    folder = run / "models" if (run / "models").is_dir() else run
+    cards = {path: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
+    order = sorted(
+        cards.items(), key=lambda item: (item[1]["note"].get("place", 0), item[1]["seed"])
+    )
+    fits = [
+        path for path, card in order if head in ("", card["head"]) and seed in (None, card["seed"])
+    ]
     if not fits:
-        there = ", ".join(path.stem for path in order) or "none"
+        there = ", ".join(path.stem for path, _ in order) or "none"
         wanted = f"the head {head or 'of any name'}" + ("" if seed is None else f" (seed {seed})")
         raise FileNotFoundError(f"expected {wanted} in {folder}, got {there}: run train")
     return fits[0]
-
-
-def _name(path: Path) -> str:
-    return path.stem.rpartition("-")[0]
-
-
-def _seed(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
 
 
 def _of_run(run: Path, saved: SavedHead) -> Found:
@@ -124,26 +187,30 @@ def _measured(results: Path, saved: SavedHead) -> dict[str, Any]:
     """Return what evaluate found of a head, the mean over its seeds; nothing if it never ran.
 
     Raises:
-        ValueError: the results are those of other heads.
+        ValueError: the results are those of other heads, or damaged.
     """
     if not (results / "run.json").is_file():
         return {}
-    run, metrics = read_json(results / "run.json"), read_json(results / "metrics.json")
-    same = all(run[name] == saved.backbone[name] for name in saved.backbone)
-    trained = all(saved.note[name] == value for name, value in run["training"].items())
-    seeds = {head["name"]: head["seeds"] for head in run["heads"]}
+    try:
+        run, metrics = read_json(results / "run.json"), read_json(results / "metrics.json")
+        same = all(run[name] == saved.backbone[name] for name in saved.backbone)
+        trained = all(saved.note.get(name) == value for name, value in run["training"].items())
+        seeds = {head["name"]: head["seeds"] for head in run["heads"]}
+        data = {name: run[name] for name in ("upstream", "sets", "loss", "versions", "machine")}
+        found = {n: by_head[saved.name] for n, by_head in metrics.items() if saved.name in by_head}
+        found.setdefault("r1", metrics["r1"]["backbone"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"expected the results of evaluate in {results}, got {error!r}: run evaluate again"
+        ) from error
     if not (same and trained and saved.seed in seeds.get(saved.name, [])):
         raise ValueError(
             f"expected results of {saved.name} (seed {saved.seed}) in {results}, got those of other"
             " heads: run evaluate again"
         )
-    found = {n: by_head[saved.name] for n, by_head in metrics.items() if saved.name in by_head}
-    found.setdefault("r1", metrics["r1"]["backbone"])
-    data = {name: run[name] for name in ("upstream", "sets", "loss", "versions", "machine")}
     return {"metrics": found, "seeds": seeds[saved.name], "data": data}
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write the card beside `folder`'s tensors, whose hash it names."""
-    card = {"format": FORMAT, "sha256": sha256(folder / TENSORS)} | card
-    (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+    write_json(folder / CARD, {"format": FORMAT, "sha256": sha256(folder / TENSORS)} | card)

@@ -168,9 +168,10 @@ def load_backbone(
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(name, [*PACKAGED, *timm.list_models()], n=3)
         raise ValueError(f"expected a timm model, got {name!r}; near it: {', '.join(near)}")
+    card = _card(architecture)
     options = packaged.options if packaged else {}
     side = size or (packaged.size if packaged else 0)
-    if side and _card(architecture).fixed_input_size:
+    if side and card.fixed_input_size:
         options = options | {"img_size": side}
     network = _network(name, architecture, options, weights, packaged)
     return Backbone(network, _preprocessing(network, side, preprocess), precision)
@@ -193,8 +194,16 @@ def _network(
         ) from error
 
 
+def tagged(name: str) -> timm.models.PretrainedCfg | None:
+    """Return what timm knows of the very weights that a name with a tag means; None without."""
+    return timm.get_pretrained_cfg(name) if timm.is_model_pretrained(name) and "." in name else None
+
+
 def _card(architecture: str) -> timm.models.PretrainedCfg:
-    card = timm.get_pretrained_cfg(architecture)
+    try:
+        card = timm.get_pretrained_cfg(architecture)
+    except RuntimeError as error:  # of a tag that it lacks
+        raise ValueError(f"expected a timm model, got {architecture!r}: {error}") from error
     assert card, f"timm has no configuration of {architecture}"
     return card
 

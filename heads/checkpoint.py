@@ -20,6 +20,8 @@ from askance.pipeline.artifacts import atomic
 FORMAT = "askance-head/1"
 QUANTILES = 1001
 SIZES = ("dim", "width", "depth", "classes")
+LARGEST = {"dim": 10**6, "width": 10**6, "depth": 1000, "classes": 10**6}  # from a stranger's file
+FIELDS = {"head": str, "seed": int, **dict.fromkeys(SIZES, int), "backbone": dict, "note": dict}
 WEIGHT, BIAS = "classifier.weight", "classifier.bias"
 
 
@@ -109,9 +111,9 @@ def load(path: Path) -> SavedHead:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    """Read what a head's file says of its training, without its tensors; raises as `load`."""
-    return _read(path, whole=False)[0].get("note", {})
+def read_card(path: Path) -> dict[str, Any]:
+    """Read what a head's file says of itself, without its tensors; raises as `load`."""
+    return _read(path, whole=False)[0]
 
 
 def _read(path: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -122,22 +124,52 @@ def _read(path: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]
             card = json.loads((file.metadata() or {}).get("askance", "{}"))
             names = file.keys() if whole else ()
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"expected a head in {path}, got a damaged file: {error}") from error
-    if card.get("format") != FORMAT:
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"expected a head of format {FORMAT}, got {path}: train writes these")
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(card.get(name), kind)]
+    wrong += [name for name in SIZES if name not in wrong and not 0 <= card[name] <= LARGEST[name]]
+    if wrong:
+        raise ValueError(f"expected a whole head in {path}, got no usable {', '.join(wrong)}")
     return card, tensors
+
+
+def _built(name: str, sizes: dict[str, int]) -> Head:
+    weight, bias = torch.zeros(sizes["classes"], sizes["dim"]), torch.zeros(sizes["classes"])
+    return find(name)(Setup(sizes["dim"], sizes["width"], sizes["depth"], weight, bias))
+
+
+def _check(tensors: dict[str, Tensor], dim: int) -> None:
+    """Raise a ValueError unless weights are finite, quantiles rise, and a classifier fits."""
+    for name, tensor in tensors.items():
+        if name != "quantiles" and not tensor.isfinite().all():
+            raise ValueError(f"expected finite weights, got NaN or infinity in {name}: train again")
+    scale = tensors["quantiles"]
+    rising = bool((scale.diff() >= 0).all() or scale.isnan().all())
+    if (scale.shape, scale.dtype) != ((QUANTILES,), torch.float64) or not rising:
+        raise ValueError(f"expected {QUANTILES} rising quantiles, got others: train again")
+    if WEIGHT in tensors:
+        weight, bias = tensors[WEIGHT], tensors[BIAS]
+        if weight.ndim != 2 or weight.shape[1] != dim or bias.shape != weight.shape[:1]:
+            shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+            raise ValueError(f"expected a classifier of {dim} columns, got {shapes}: train again")
 
 
 def _assembled(card: dict[str, Any], tensors: dict[str, Tensor]) -> SavedHead:
     state = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
     sizes = {name: card[name] for name in SIZES}
-    weight, bias = torch.zeros(sizes["classes"], sizes["dim"]), torch.zeros(sizes["classes"])
-    head = find(card["head"])(Setup(sizes["dim"], sizes["width"], sizes["depth"], weight, bias))
+    with torch.device("meta"):  # without memory: sizes that the tensors lack can't ask for any
+        expected = _built(card["head"], sizes).state_dict()
+    shapes = [{(n, tuple(t.shape)) for n, t in named.items()} for named in (expected, state)]
+    if odd := sorted(shapes[0] ^ shapes[1]):
+        raise ValueError(
+            f"expected tensors of a head {card['head']} of {sizes}, got others, such as {odd[0]}:"
+            " train again"
+        )
+    head = _built(card["head"], sizes)
     head.load_state_dict(state)
-    for name, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"expected finite weights, got NaN or infinity in {name}: train again")
+    _check(tensors, sizes["dim"])
     return SavedHead(
         name=card["head"],
         seed=card["seed"],

@@ -121,6 +121,28 @@ def extract(checkpoint):
 
 
 @pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, make_set, extract):
+    """Return the folder of a run: two heads of 40 images of 4 classes, measured on 20 of new ones.
+
+    A test that changes it makes a copy.
+    """
+    from askance.stages import evaluate, probe, retrieve, train
+
+    root = tmp_path_factory.mktemp("run")
+    stores, losses = root / "stores", root / "stores" / "upstream.probe.zarr"
+    for name, n, views in (("upstream", 40, ["plain"]), ("new", 20, ["plain", "crop"])):
+        data = make_set(root / name, n=n, classes=4)
+        extract(data, stores / f"{name}.zarr", views=views)
+    probe.run(stores / "upstream.zarr", losses, folds=2, iterations=5)
+    retrieve.run(stores / "new.zarr", root / "neighbours" / "new.parquet")
+    options = {"heads": ["ranking", "norm"], "seeds": [0, 1], "steps": 4, "batch": 8, "width": 8}
+    models, results = root / "models", root / "results"
+    train.run(stores / "upstream.zarr", losses, models, results / "training", **options)
+    evaluate.run(models, losses, stores, root / "neighbours", results, sets=["new"])
+    return root
+
+
+@pytest.fixture(scope="session")
 def write_shard(write_tar):
     """Return a function that writes samples (key, label) as a shard, and returns its path."""
 

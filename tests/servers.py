@@ -1,10 +1,13 @@
-"""Servers on the loopback that fail on request: a proxy before an S3 server, and files over HTTP.
+"""Servers on the loopback that fail on request: a proxy before an S3 server, files, and a hub.
 
-`s3_server` is moto's S3; `Proxy` stands before it, and `Files` serves a folder. Nothing leaves the
-machine, and every server takes a free port.
+`s3_server` is moto's S3; `Proxy` stands before it, `Files` serves a folder, and `Hub` keeps models
+as the Hugging Face Hub does. Nothing leaves the machine, and every server takes a free port.
 """
 
+import base64
+import hashlib
 import http.client
+import json
 import logging
 import random
 import re
@@ -31,6 +34,8 @@ REFUSALS = {  # status, and S3's code and message for it
     "error": (500, "InternalError", "We encountered an internal error. Please try again."),
     "throttle": (503, "SlowDown", "Please reduce your request rate."),
     "limit": (429, "TooManyRequests", "Too many requests."),
+    "unknown": (401, "Unauthorized", "Who are you?"),
+    "forbidden": (403, "AccessDenied", "Access denied."),
 }
 BREAKS = ("drop", "cut", "stall")
 HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}  # between two neighbours only
@@ -54,10 +59,10 @@ class Answer(NamedTuple):
 class Server(ThreadingTCPServer):
     """An HTTP server on a free port of the loopback, in threads, whose answers can go wrong.
 
-    The faults: `error` (500), `throttle` (503 SlowDown), `limit` (429), and `drop` (the connection
-    is closed) come before the request is carried out; with `cut` it is carried out, and the
-    connection closed within the body of the answer, or before an answer that has none; with `stall`
-    the answer comes late.
+    The faults: `error` (500), `throttle` (503 SlowDown), `limit` (429), `unknown` (401),
+    `forbidden` (403), and `drop` (the connection is closed) come before the request is carried
+    out; with `cut` it is carried out, and the connection closed within the body of the answer, or
+    before an answer that has none; with `stall` the answer comes late.
     """
 
     allow_reuse_address = True
@@ -249,6 +254,74 @@ class Files(Server):
             return Answer(416, {"content-range": f"bytes */{len(content)}"}, b"")
         place = {"content-range": f"bytes {start}-{stop - 1}/{len(content)}"}
         return Answer(206, place | {"content-length": str(stop - start)}, content[start:stop])
+
+
+class Hub(Server):
+    """Keeps models as the Hugging Face Hub does: as much of its HTTP API as pushes and pulls ask.
+
+    A repository is its commits, newest last, each a dict of all its files. Files are sent in the
+    commit itself ("regular"), whatever their size, and every branch is "main".
+    """
+
+    def __init__(self) -> None:
+        self.commits: dict[str, list[dict[str, bytes]]] = {}
+        self.private: dict[str, bool] = {}
+        super().__init__()
+
+    def answer(self, request: Request, body: bytes) -> Answer:
+        path = unquote(urlsplit(request.path).path)
+        if path == "/api/validate-yaml":
+            return self.json({"warnings": [], "errors": []})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        found = re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+)/([a-z]+)/([^/]+)/?(.*)", path)
+        if not found or found[1] not in self.commits:
+            return self.missing("RepoNotFound")
+        name, what, revision, file = found.groups()
+        if what == "preupload":
+            asked = [{"path": each["path"]} for each in json.loads(body)["files"]]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.json({"files": [each | mode for each in asked]})
+        if revision not in ("main", self.sha(name)):
+            return self.missing("RevisionNotFound")
+        match what:
+            case "commit":
+                return self.commit(name, body)
+            case "revision":
+                return self.json({"id": name, "sha": self.sha(name)})
+            case "tree":
+                files = self.commits[name][-1].items()
+                kinds = [{"type": "file", "path": p, "size": len(c), "oid": p} for p, c in files]
+                return self.json(kinds)
+        content = self.commits[name][-1].get(file)
+        if content is None:
+            return self.missing("EntryNotFound")
+        tag = hashlib.sha256(content).hexdigest()
+        headers = {"x-repo-commit": self.sha(name), "etag": f'"{tag}"'}
+        return Answer(200, headers | {"content-length": str(len(content))}, content)
+
+    def create(self, asked: dict[str, Any]) -> Answer:
+        name = f"{asked['organization']}/{asked['name']}"
+        status = 409 if name in self.commits else 200
+        self.commits.setdefault(name, [{}])
+        self.private.setdefault(name, asked.get("visibility") == "private")
+        return self.json({"url": f"{self.url}/{name}"}, status)
+
+    def commit(self, name: str, body: bytes) -> Answer:
+        files = [x["value"] for x in map(json.loads, body.splitlines()) if x["key"] == "file"]
+        added = {file["path"]: base64.b64decode(file["content"]) for file in files}
+        self.commits[name].append(self.commits[name][-1] | added)
+        sha = self.sha(name)
+        return self.json({"commitUrl": f"{self.url}/{name}/commit/{sha}", "commitOid": sha})
+
+    def sha(self, name: str) -> str:
+        return f"{len(self.commits[name]):040}"
+
+    def json(self, content: Any, status: int = 200) -> Answer:
+        return Answer(status, {"content-type": "application/json"}, json.dumps(content).encode())
+
+    def missing(self, what: str) -> Answer:
+        return Answer(404, {"x-error-code": what}, b"")
 
 
 @contextmanager
