@@ -147,6 +147,8 @@ def _chosen(
 
 def _reason(percentile: float, distance: float) -> str:
     reason = f"less certain than {percentile:.1%} of the upstream images"
+    if np.isnan(percentile):
+        reason = "of unknown percentile"
     if np.isnan(distance):
         return reason
     return f"{reason}; {distance:.3f} from the nearest labelled or chosen image"

@@ -131,6 +131,11 @@ def _at_percentile(
 
     scale = np.linspace(0, 1, len(saved.quantiles))
     value = float(np.interp(percentile, scale, saved.quantiles))
+    if np.isnan(value):
+        raise ValueError(
+            f"expected a head that knows upstream images, got {saved.name}, imported without: see"
+            " --scale of askance import-head"
+        )
     told = f"percentile {percentile:g}: uncertainty {value!r}\n"
     if queries is not None:
         found = at_threshold(*queries, value)

@@ -95,7 +95,7 @@ def _check(
     if "recipe" not in said["made"]:
         return [*found, Finding("ok", "a probe's store: no embeddings to check")]
     found += _check_scores(store, said, whole)
-    if not sample:
+    if not sample or "imported" in said["content"]:  # whose pictures are not known
         return [*found, Finding("ok", "no row embedded again")]
     index = replace(index, folder=_data(said, data))
     recipe = _recipe(said, weights, device)
@@ -196,6 +196,8 @@ def _repair(
     said = said_by(told)
     if "recipe" not in said["made"]:
         raise ValueError(f"expected a store of embeddings, got {store}: run probe again")
+    if "imported" in said["content"]:
+        raise ValueError(f"expected a store of extract, got {store}: remove it, and import again")
     index = find_index(store, said["content"]["index"], _data(said, data))
     embedder = Embedder.load(_recipe(said, weights, device))
     layout = replace(embedder.layout(index), made=said["made"])

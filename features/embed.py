@@ -134,7 +134,7 @@ class Embedder:
                 refused: dict[int, str] = {}
                 for start in range(0, len(task.samples), per):
                     refused |= {start + place: why for place, why in sent.popleft().items()}
-                yield self._embedded(task, embedding, refused)
+                yield self.embedded(task, embedding, refused)
 
     def _load(self, sample: tuple[str, bytes | str]) -> Loaded:
         key, content = sample
@@ -158,9 +158,13 @@ class Embedder:
                 sent.append({place: x for place, x in enumerate(batch) if isinstance(x, str)})
                 yield np.concatenate([black if isinstance(x, str) else x for x in batch])
 
-    def _embedded(
+    def embedded(
         self, task: Task, flat: Float32[np.ndarray, "nv d"], refused: dict[int, str]
     ) -> Embedded:
+        """Return what becomes of a task with these embeddings; `refused` is by place in it.
+
+        Those that are not finite are refused, too; all others are scored.
+        """
         embedding = flat.reshape(len(task.samples), len(self.recipe.views), -1)
         for place in np.flatnonzero(~np.isfinite(embedding).all(axis=(1, 2))).tolist():
             refused.setdefault(place, "expected a finite embedding, got NaN or infinity")

@@ -25,9 +25,9 @@ LAYER = re.compile(r"((?:.*\.)?)unc_module\.unc_module\.(\d+\.(?:weight|bias))",
 class Published:
     """A head as the original program saved it.
 
-    `dim`, `width` and `depth` are its layers'; `backbone` the tensors of the network it was trained
-    on, where the file has them; `seed` and `side` (of the pictures, in pixels; 0: not told) are
-    those of its training; `origin` says which file it is.
+    `sizes` are its setup's; `backbone` has the tensors of the network it was trained on, by their
+    names there, where the file holds them; `seed` and `side` (of the pictures, in pixels) are those
+    of its training, 0 where it doesn't tell; `origin` says which file it is.
     """
 
     head: Ranking
@@ -47,9 +47,9 @@ def read(path: Path) -> Published:
     """
     checkpoint = _unpickled(path)
     state = checkpoint.get("state_dict")
-    tensors = state if isinstance(state, dict) else {}
-    found = {m: tensors[name] for name in tensors if (m := LAYER.fullmatch(str(name)))}
-    layers = {match[2]: tensor for match, tensor in found.items()}
+    items = state.items() if isinstance(state, dict) else ()
+    tensors = {str(name): tensor for name, tensor in items if isinstance(tensor, Tensor)}
+    found = [match for name in tensors if (match := LAYER.fullmatch(name))]
     prefixes = {match[1] for match in found}
     if len(prefixes) != 1:
         raise ValueError(
@@ -58,18 +58,20 @@ def read(path: Path) -> Published:
             " imported"
         )
     lead = f"{prefixes.pop()}model."
-    head, sizes = _assembled(layers, path)
+    head, sizes = _assembled({match[2]: tensors[match[0]] for match in found}, path)
     args = checkpoint.get("args")
     said = vars(args) if isinstance(args, argparse.Namespace) else {}
-    told = {name: checkpoint.get(name) for name in ("arch", "epoch")}
+    origin: dict[str, str | int] = {"file": path.name, "sha256": sha256(path)}
+    for name in ("arch", "epoch"):
+        if isinstance(told := checkpoint.get(name), str | int):
+            origin[name] = told
     return Published(
         head,
         sizes,
         backbone={n.removeprefix(lead): t for n, t in tensors.items() if n.startswith(lead)},
         seed=_number(said, "seed"),
         side=_number(said, "img_size"),
-        origin={"file": path.name, "sha256": sha256(path)}
-        | {name: value for name, value in told.items() if isinstance(value, str | int)},
+        origin=origin,
     )
 
 
@@ -81,7 +83,7 @@ def _unpickled(path: Path) -> dict[Any, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever an unpickler comes up with
         lines = str(error).splitlines() or [""]
-        reason = next((line for line in lines if "Unsupported" in line), lines[0])
+        reason = next((line for line in lines if "unsupported" in line.lower()), lines[0])
         raise ValueError(
             f"expected a checkpoint of the original program in {path}, without code in it, got"
             f" {type(error).__name__}: {reason[:300]}"
@@ -97,8 +99,8 @@ def _assembled(layers: dict[str, Tensor], path: Path) -> tuple[Ranking, dict[str
         setup = Setup(dim, width, len(layers) // 2 - 1, *nothing)
         head = Ranking(setup)
         head.layers.load_state_dict(layers)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in layers.items()}
+    except (KeyError, RuntimeError, ValueError) as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in layers.items()}
         raise ValueError(
             f"expected linear layers 0, 2, ..., each with weight and bias, the last one to a single"
             f" number, as the head in {path}, got {shapes}"

@@ -34,7 +34,7 @@ def read_heads(folder: Path, losses: FeatureStore) -> list[list[SavedHead]]:
     saved = [load(path) for path in folder.glob("*.safetensors")]
     if not saved:
         raise FileNotFoundError(f"expected heads in {folder}, got none: run train")
-    if any(head.note["probe"] != losses.fingerprint for head in saved):
+    if any(head.note.get("probe") != losses.fingerprint for head in saved):
         raise ValueError(f"expected heads trained on {losses.path}, got others: run train again")
     saved.sort(key=lambda head: (head.note["place"], head.seed))
     return [list(group) for _, group in groupby(saved, key=lambda head: head.name)]
