@@ -1,6 +1,6 @@
 """Run every benchmark."""
 
-from benchmarks import augment, auroc, backbone, extract, feed, peers, retrieve, train
+from benchmarks import augment, auroc, backbone, extract, feed, peers, retrieve, score, train
 
 augment.main()
 auroc.main()
@@ -9,4 +9,5 @@ extract.main()
 feed.main()
 peers.main()
 retrieve.main()
+score.main()
 train.main()

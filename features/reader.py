@@ -1,9 +1,9 @@
 """Reading images out of shards by byte range: few large reads, whatever a shard lies on.
 
-An image may also be a file of its own, which is read whole: its offset is `WHOLE`, and its shard
-the file. A sample that can't be had (no such shard, cut short, another file in its place) is refused with a
+An image may also be a file of its own, read whole: its offset is `WHOLE`, and its shard the file.
+A sample that can't be had (no such shard, cut short, another file in its place) is refused with a
 reason. What may pass, a server that fails or throttles, is asked again a bounded number of times
-and then stops the run, which goes on later where it stopped.
+and then stops the run, which goes on later where it stopped; but a file on the web is refused.
 """
 
 import errno
@@ -162,7 +162,7 @@ def _stream(file: Extent) -> bytes:
     content, limit = bytearray(), ClientTimeout(total=SECONDS)
     # A size, of whatever bytes, spares the question for it.
     with system.open(path, block_size=0, size=1, timeout=limit) as stream:
-        while len(content) < file.stop and (piece := stream.read(file.stop - len(content))):
+        while piece := stream.read(file.stop - len(content)):
             content += piece
     return bytes(content)
 
@@ -222,12 +222,11 @@ def _image(extent: Extent, content: bytes | str, key: str, offset: int, size: in
     """
     if isinstance(content, str):
         return content
-    if extent.start == WHOLE:
-        size = len(content)
-    if size > MAX_IMAGE:
-        return f"expected an image of at most {MAX_IMAGE:,} bytes, got {size:,}"
-    if extent.start == WHOLE:
+    if extent.start == WHOLE and len(content) <= MAX_IMAGE:
         return content
+    if extent.start == WHOLE or size > MAX_IMAGE:
+        got = "more" if extent.start == WHOLE else f"{size:,}"
+        return f"expected an image of at most {MAX_IMAGE:,} bytes, got {got}"
     start = offset - extent.start
     if start + size > len(content):
         return (

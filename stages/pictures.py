@@ -148,10 +148,13 @@ def _picture(index: Index, row: int, key: str) -> Picture:
     return Picture(key, index.classes.get(label, f"class {label}"), address)
 
 
-def thumbnail(content: bytes) -> str:
-    """Return an encoded image as a small data address: a tiny one as PNG, others as JPEG."""
+def thumbnail(content: bytes, side: int = THUMBNAIL) -> str:
+    """Return an encoded image as a small data address: a tiny one as PNG, others as JPEG.
+
+    `side` is the longest that is kept, in pixels.
+    """
     image = decode(content)
     sink, kind = io.BytesIO(), "png" if max(image.size) < TINY else "jpeg"
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     image.save(sink, kind, optimize=True, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
