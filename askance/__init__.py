@@ -9,8 +9,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = ("Model", "load", "open_store")  # of askance.model
-__all__ = ["Model", "__version__", "load", "metrics", "open_store"]
+# Where each public name is.
+_PUBLIC = dict.fromkeys(("Model", "load", "open_store"), "askance.model")
+_PUBLIC["UncertaintyScorer"] = "askance.scorer"
+__all__ = ["Model", "UncertaintyScorer", "__version__", "load", "metrics", "open_store"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
@@ -18,7 +20,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         return import_module("askance.metrics")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'askance' has no attribute {name!r}")
-    return getattr(import_module("askance.model"), name)
+    return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,6 @@
 """Run every benchmark."""
 
-from benchmarks import augment, auroc, backbone, extract, feed, peers, retrieve, score, train
+from benchmarks import augment, auroc, backbone, extract, feed, peers, retrieve, score, serve, train
 
 augment.main()
 auroc.main()
@@ -10,4 +10,5 @@ feed.main()
 peers.main()
 retrieve.main()
 score.main()
+serve.main()
 train.main()
