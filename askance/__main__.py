@@ -1,10 +1,21 @@
-"""The `askance` command: one subcommand per stage."""
+"""The `askance` command: a subcommand per stage, and those for what a run made."""
 
 from typing import Annotated
 
 import typer
 
-from askance import __version__, doctor, hub, plan, published, score, select, threshold, verify
+from askance import (
+    __version__,
+    doctor,
+    export,
+    hub,
+    plan,
+    published,
+    score,
+    select,
+    threshold,
+    verify,
+)
 from askance.stages import (
     curate,
     evaluate,
@@ -19,14 +30,8 @@ from askance.stages import (
 
 STAGES = (prepare, extract, probe, retrieve, mix, train, evaluate, curate, report)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for stage in STAGES:
-    app.command(stage.__name__.rpartition(".")[2])(stage.main)
-app.command("doctor")(doctor.main)
-app.command("verify")(verify.main)
-app.command("plan")(plan.main)
-app.command("select")(select.main)
-app.command("threshold")(threshold.main)
-app.command("score")(score.main)
+for module in (*STAGES, doctor, verify, plan, select, threshold, score, export):
+    app.command(module.__name__.rpartition(".")[2])(module.main)
 for name, wrapped in {**hub.COMMANDS, **published.COMMANDS}.items():
     app.command(name)(wrapped)
 

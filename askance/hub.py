@@ -5,7 +5,7 @@ A token, where one is needed, comes from the environment (`HF_TOKEN`) or from `h
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -207,4 +207,4 @@ def _what(card: dict[str, Any]) -> str:
     return ascii(f"{told}, licence {licence}")[1:-1]
 
 
-COMMANDS = {"release": release, "push": push, "pull": pull}
+COMMANDS: dict[str, Callable[..., None]] = {"release": release, "push": push, "pull": pull}

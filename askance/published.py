@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,7 +227,7 @@ def _said(path: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "import-head": command(import_head),
     "import-cache": command(import_cache),
     "export-cache": command(export_cache),

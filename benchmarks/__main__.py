@@ -1,12 +1,25 @@
 """Run every benchmark."""
 
-from benchmarks import augment, auroc, backbone, extract, feed, peers, retrieve, score, serve, train
+from benchmarks import (
+    augment,
+    auroc,
+    backbone,
+    extract,
+    feed,
+    onnx,
+    peers,
+    retrieve,
+    score,
+    serve,
+    train,
+)
 
 augment.main()
 auroc.main()
 backbone.main()
 extract.main()
 feed.main()
+onnx.main()
 peers.main()
 retrieve.main()
 score.main()

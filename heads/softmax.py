@@ -76,5 +76,7 @@ class MixtureHead(Head):
 
     def forward(self, embedding: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the scalar of any number of rows, of so many at a time that memory is bounded."""
+        if torch.compiler.is_exporting():  # a graph has no loop over parts: its user cuts batches
+            return self.scalar(embedding)
         parts = embedding.split(max(1, HELD // self.held))
         return torch.cat([self.scalar(part) for part in parts])
