@@ -80,6 +80,7 @@ def _context(card: dict[str, Any], name: str) -> dict[str, Any]:
         "labels": {metric: Markup(label) for metric, label in METRICS.items()},
         "columns": [*sets, AVERAGE] if averaged else [*sets],
         "seeds": about.get("seeds", []),
+        "above": bool(sets) and None not in r_auroc.values(),  # where none is below
         "below": [each for each, value in r_auroc.items() if value is not None and value < COIN],
         "licence": about.get("licence", "unknown"),
         "packaged": backbone in PACKAGED,

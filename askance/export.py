@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from askance.pipeline.command import command
+from askance.stages import options as o
 
 if TYPE_CHECKING:
     from askance.agreement import Difference, Pixels
@@ -16,10 +17,7 @@ VARIED, NOISE = 30, 2  # pictures to check with, if no folder is given
 
 
 def run(
-    source: Annotated[
-        str,
-        typer.Argument(help="a run's folder, a head's file, a released model, or one on the hub"),
-    ] = ".",
+    source: o.ModelSource = ".",
     *,
     onnx: Annotated[Path | None, typer.Option(help="the ONNX file to write")] = None,
     torch: Annotated[
@@ -33,9 +31,9 @@ def run(
         Path | None,
         typer.Option(help="a folder of pictures to check the file with; some are built in"),
     ] = None,
-    head: Annotated[str, typer.Option(help="of a run; its first one if not given")] = "",
-    seed: Annotated[int | None, typer.Option(help="of a run's head; its first one")] = None,
-    weights: Annotated[str, typer.Option(help="of the backbone: a checkpoint; the run's own")] = "",
+    head: o.HeadName = "",
+    seed: o.HeadSeed = None,
+    weights: o.ModelWeights = "",
 ) -> None:
     """Write a model as one file: pixels to embedding, uncertainty and percentile.
 

@@ -15,6 +15,7 @@ import typer
 
 from askance.pipeline.artifacts import write_bytes
 from askance.pipeline.command import command
+from askance.stages import options as o
 
 if TYPE_CHECKING:
     from askance.model import Model
@@ -28,18 +29,7 @@ MENDS = {
     None: "check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
 }
 
-Source = Annotated[
-    str,
-    typer.Argument(help="a run's folder, a head's file, a released folder, or owner/name"),
-]
 Name = Annotated[str, typer.Argument(help="of the model on the hub: owner/name")]
-Head = Annotated[str, typer.Option(help="of a run: which head; the first if not given")]
-Seed = Annotated[
-    int | None, typer.Option(help="of a run: which seed of it; the first if not given")
-]
-Weights = Annotated[
-    str, typer.Option(help="of the backbone, as extract.weights; if not given, the run's")
-]
 Licence = Annotated[
     str, typer.Option(help="an SPDX id (mit, apache-2.0), or other; if not given, as it was told")
 ]
@@ -47,29 +37,28 @@ Licence = Annotated[
 
 @command
 def release(
-    source: Source,
+    source: o.ModelSource,
     folder: Annotated[Path, typer.Argument(help="to write: config.json, tensors and README.md")],
     *,
-    head: Head = "",
-    seed: Seed = None,
-    weights: Weights = "",
+    head: o.HeadName = "",
+    seed: o.HeadSeed = None,
+    weights: o.ModelWeights = "",
     licence: Licence = "",
 ) -> None:
     """Write a model as a folder that others can load: its head, its card and a README."""
     model = _licensed(source, weights, head, seed, licence)
-    with _placed(folder) as made:
-        model.save_pretrained(made)
+    model.save_pretrained(folder)
     print(f'{folder}: {_what(model.card())}\naskance.load("{folder}")')
 
 
 @command
 def push(
-    source: Source,
+    source: o.ModelSource,
     name: Name,
     *,
-    head: Head = "",
-    seed: Seed = None,
-    weights: Weights = "",
+    head: o.HeadName = "",
+    seed: o.HeadSeed = None,
+    weights: o.ModelWeights = "",
     licence: Licence = "",
     private: Annotated[bool, typer.Option(help="if it is new: seen by its owner alone")] = False,
     revision: Annotated[str, typer.Option(help="the branch; it must be there")] = "main",
@@ -104,7 +93,7 @@ def pull(
     from askance.places import CARD, find
 
     _check_name(name)
-    with _placed(folder) as made:
+    with placed(folder) as made:
         fetch(name, revision=revision, local_dir=made)
         try:
             find(made)
@@ -181,7 +170,7 @@ def _licensed(source: str, weights: str, head: str, seed: int | None, licence: s
 
 
 @contextmanager
-def _placed(folder: Path) -> Iterator[Path]:
+def placed(folder: Path) -> Iterator[Path]:
     """Yield a folder to make a model's files in, which are then put into `folder`.
 
     Raises:
@@ -198,6 +187,8 @@ def _placed(folder: Path) -> Iterator[Path]:
         for name in FILES:
             if (path := Path(made, name)).is_file():
                 write_bytes(folder / name, path.read_bytes())
+            else:  # of the model that was here
+                (folder / name).unlink(missing_ok=True)
 
 
 def _what(card: dict[str, Any]) -> str:

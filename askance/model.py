@@ -1,7 +1,7 @@
 """The model: a frozen backbone and a head; what people import."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from askance import hub, places
 from askance.card import readme
 from askance.features.backbone import Backbone, load_backbone
+from askance.features.reader import MAX_IMAGE
 from askance.features.store import FeatureStore
 from askance.features.views import Precision, Preprocessing, decode, plain, upright_rgb
-from askance.heads.checkpoint import SavedHead, save
+from askance.heads.checkpoint import SavedHead, save, tensors_hash
 from askance.heads.percentile import percentile
 from askance.pipeline.artifacts import place
 from askance.pipeline.provenance import versions
@@ -59,6 +60,10 @@ class Preprocess:
 
 
 def _opened(path: Path) -> Image.Image:
+    if not path.is_file() and path.exists():  # which might be waited for, or read, for ever
+        raise ValueError(f"expected a picture, got a folder or device at {path}")
+    if (size := path.stat().st_size) > MAX_IMAGE:
+        raise ValueError(f"{path}: expected at most {MAX_IMAGE:,} bytes, got {size:,}")
     try:
         return decode(path.read_bytes())
     except ValueError as error:
@@ -90,6 +95,7 @@ class Model(nn.Module, ModelHubMixin):
                 " backbone, or train a new head"
             )
         self.backbone, self.head, self.saved = backbone, saved.head, saved
+        self._as_loaded = tensors_hash(saved.head.state_dict())
         self.probe = None if saved.classifier is None else _linear(*saved.classifier)
         self.about = about or {}
         self.classes: list[str] = self.about.get("classes", [])
@@ -113,7 +119,8 @@ class Model(nn.Module, ModelHubMixin):
             uncertainties.
 
         Raises:
-            ValueError: pixels of another size or range, not a picture, no picture at all.
+            ValueError: pixels of another size or range (a compiled model does not look), not a
+                picture, no picture at all.
             TypeError: neither pixels nor pictures.
             OSError: a file can't be read.
         """
@@ -159,7 +166,11 @@ class Model(nn.Module, ModelHubMixin):
 
     def _answer(self, pixels: Real[Tensor, "n 3 s s"]) -> Answer:
         embedding = self.backbone(pixels)
-        return embedding, self.head(embedding.detach())
+        kind = embedding.device.type
+        if not torch.is_autocast_enabled(kind):
+            return embedding, self.head(embedding.detach())
+        with torch.autocast(kind, enabled=False):  # in a short type uncertainties would tie
+            return embedding, self.head(embedding.detach())
 
     def _batches(self, pictures: Sequence[object]) -> Iterator[UInt8[Tensor, "_ 3 s s"]]:
         for start in range(0, len(pictures), AT_A_TIME):
@@ -194,8 +205,8 @@ class Model(nn.Module, ModelHubMixin):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(fn(tensor.new_empty(0)).device)
 
-        for child in (self.head, self.probe):
-            if child is not None:
+        for child in self.children():
+            if child is not self.backbone:
                 child._apply(moved, recurse)
         self.quantiles = moved(self.quantiles)
         return self
@@ -212,18 +223,38 @@ class Model(nn.Module, ModelHubMixin):
         """Return the README of a release called `name`, written from `card`."""
         return ModelCard(readme(self.card(), name))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the tensors of the head and the card; the backbone stays where it comes from."""
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:  # noqa: ANN401
+        """Write a release: the tensors of the head, the card and a README.
+
+        The backbone stays where it comes from. `options` are the mixin's.
+
+        Raises:
+            ValueError: a head or backbone that was trained since it was loaded, whose percentiles
+                and metrics are of what it was; a folder with other files, which are left alone.
+        """
+        self._check_unchanged()
+        with hub.placed(Path(save_directory)) as made:
+            # By the mixin's own means a card would go before there is a better one.
+            return super().save_pretrained(made, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # noqa: ANN401
+        """Put a release on the hub, as `save_pretrained` writes it; `options` are the mixin's."""
+        return super().push_to_hub(repo_id, model_card_kwargs={"name": repo_id}, **options)
+
+    def _check_unchanged(self) -> None:
         if self.backbone.weights_hash() != self.saved.backbone["weights"]:
             raise ValueError(
                 f"expected the weights of {self.saved.backbone['backbone']} that the head was"
                 " trained on, got others (trained since?): train a head on them, and release that"
             )
-        kept = self.probe
-        classifier = None if kept is None else (kept.weight.detach(), kept.bias.detach())
-        saved = replace(self.saved, head=self.head, classifier=classifier)
-        (save_directory / places.README).unlink(missing_ok=True)  # of an earlier release
-        save(save_directory / places.TENSORS, saved)
+        if tensors_hash(self.head.state_dict()) != self._as_loaded:
+            raise ValueError(
+                "expected the head as it was loaded, got one trained since, whose percentiles and"
+                " metrics are not known: make a SavedHead of it, with its own quantiles"
+            )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(save_directory / places.TENSORS, self.saved)
         places.write_card(save_directory, self.card())
 
     @classmethod

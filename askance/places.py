@@ -15,12 +15,12 @@ import torch
 
 from askance.features.store import FeatureStore, attributes
 from askance.features.views import INTERPOLATIONS, Precision, Preprocessing
-from askance.heads.checkpoint import SavedHead, load, read_card
+from askance.heads.checkpoint import SavedHead, load, read_card, tensors_hash
 from askance.pipeline.artifacts import read_json, sha256, write_json
 
 FORMAT = "askance-model/1"
 FILES = CARD, TENSORS, README = "config.json", "model.safetensors", "README.md"
-LARGEST, SMALLEST = 4096, 0.1  # size in pixels and crop that a file may ask for: memory is bounded
+LARGEST, SMALLEST = 1024, 0.1  # size in pixels and crop that a file may ask for: memory is bounded
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ def _measured(results: Path, saved: SavedHead) -> dict[str, Any]:
         return {}
     try:
         run, metrics = read_json(results / "run.json"), read_json(results / "metrics.json")
-        same = all(run[name] == saved.backbone[name] for name in saved.backbone)
-        trained = all(saved.note.get(name) == value for name, value in run["training"].items())
-        seeds = {head["name"]: head["seeds"] for head in run["heads"]}
+        heads = {head["name"]: head for head in run["heads"]}
+        own = heads.get(saved.name, {"seeds": [], "tensors": []})
+        measured = dict(zip(own["seeds"], own["tensors"], strict=True))
         data = {name: run[name] for name in ("upstream", "sets", "loss", "versions", "machine")}
         found = {n: by_head[saved.name] for n, by_head in metrics.items() if saved.name in by_head}
         found.setdefault("r1", metrics["r1"]["backbone"])
@@ -203,12 +203,12 @@ def _measured(results: Path, saved: SavedHead) -> dict[str, Any]:
         raise ValueError(
             f"expected the results of evaluate in {results}, got {error!r}: run evaluate again"
         ) from error
-    if not (same and trained and saved.seed in seeds.get(saved.name, [])):
+    if measured.get(saved.seed) != tensors_hash(saved.head.state_dict()):
         raise ValueError(
             f"expected results of {saved.name} (seed {saved.seed}) in {results}, got those of other"
             " heads: run evaluate again"
         )
-    return {"metrics": found, "seeds": seeds[saved.name], "data": data}
+    return {"metrics": found, "seeds": own["seeds"], "data": data}
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

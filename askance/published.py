@@ -51,7 +51,7 @@ def import_head(
 
     found = read(checkpoint)
     loaded = load_backbone(backbone, weights, size or found.side or SIDE, "published", "float32")
-    _check_backbone(found, loaded, backbone, checkpoint)
+    compared = _check_backbone(found, loaded, backbone, checkpoint)
     saved = SavedHead(
         "ranking",
         found.seed,
@@ -66,11 +66,15 @@ def import_head(
     save(out, saved)
     known = "percentiles unknown: no --scale" if scale is None else f"percentiles among {scale}"
     shape = "-".join(map(str, [found.sizes["dim"], *[found.sizes["width"]] * found.sizes["depth"]]))
-    print(f"{out}: ranking, {shape}-1, on {backbone}; {known}")
+    same = f"of which {compared} tensors are in the file, the same"
+    print(f"{out}: ranking, {shape}-1, on {backbone}, {same}; {known}")
 
 
-def _check_backbone(found: "Published", loaded: "Backbone", name: str, checkpoint: Path) -> None:
-    """Stop unless the head takes what the backbone gives, as far as the checkpoint tells."""
+def _check_backbone(found: "Published", loaded: "Backbone", name: str, checkpoint: Path) -> int:
+    """Stop unless the head takes what the backbone gives, as far as the checkpoint tells.
+
+    Returns how many tensors of the backbone are in the file, and are the same.
+    """
     import torch
 
     dim, width = found.sizes["dim"], loaded.width
@@ -80,14 +84,20 @@ def _check_backbone(found: "Published", loaded: "Backbone", name: str, checkpoin
             f" ({found.origin.get('arch', 'arch not told')}), got {width} of {name}: name its own"
         )
     config: Any = loaded.network.pretrained_cfg
+    compared = 0
     for tensor, ours in loaded.network.state_dict().items():
-        theirs = found.backbone.get(tensor, ours)
-        same = theirs.shape != ours.shape or torch.allclose(theirs.float(), ours.float())
-        if not same and not tensor.startswith(f"{config['classifier']}."):  # it is no matter
+        theirs = found.backbone.get(tensor)
+        if theirs is None or theirs.shape != ours.shape:  # as a grid of positions for other sizes
+            continue
+        if tensor.startswith(f"{config['classifier']}."):  # which the head never sees
+            continue
+        if not torch.allclose(theirs.float(), ours.float()):
             raise ValueError(
                 f"expected the weights that the head in {checkpoint} was trained on, which are in"
                 f" it, got others of {name} ({tensor}): name a checkpoint of those by --weights"
             )
+        compared += 1
+    return compared
 
 
 def _card(loaded: "Backbone", name: str) -> dict[str, Any]:

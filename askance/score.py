@@ -38,11 +38,11 @@ def run(
         Place, typer.Option(parser=place, help="the table to write: .parquet, .csv or .jsonl")
     ],
     model: Annotated[
-        str, typer.Option(help="a run's folder, a head's file, a released model, or one on the hub")
+        str, typer.Option(help="a run's folder, a head's file, a released folder, or owner/name")
     ] = ".",
-    head: Annotated[str, typer.Option(help="of a run; its first one if not given")] = "",
-    seed: Annotated[int | None, typer.Option(help="of a run's head; its first one")] = None,
-    weights: Annotated[str, typer.Option(help="of the backbone: a checkpoint; the run's own")] = "",
+    head: o.HeadName = "",
+    seed: o.HeadSeed = None,
+    weights: o.ModelWeights = "",
     column: Annotated[str, typer.Option(help="of tables: with places; url, path or file")] = "",
     embedding: Annotated[bool, typer.Option("--embedding", help="write embeddings, too")] = False,
     html: Annotated[Path | None, typer.Option(help="a contact sheet to write, too")] = None,
@@ -61,7 +61,7 @@ def run(
     from askance.pipeline.devices import device as pick
     from askance.sheet import write_sheet
 
-    table = _checked(out, embedding, html)
+    table = _checked(paths, out, embedding, html)
     images = list_images(paths, column)
     loaded = load(model, weights, head=head, seed=seed).to(pick(device))
     about = _about(loaded) | {"images": _digest(images), "embedding": embedding, "batch": batch}
@@ -83,8 +83,9 @@ def run(
         )
 
 
-def _checked(out: Place, embedding: bool, html: Path | None) -> Path:
+def _checked(paths: list[str], out: Place, embedding: bool, html: Path | None) -> Path:
     """Return the path of the table, or refuse, before any work, what could not be written."""
+    taken = {Path(path).resolve() for path in paths}
     if not isinstance(out, Path):
         raise typer.BadParameter(f"expected a path on this machine as --out, got {out}")
     if out.suffix not in FORMATS:
@@ -94,8 +95,13 @@ def _checked(out: Place, embedding: bool, html: Path | None) -> Path:
             "expected --out to end in .parquet or .jsonl with --embedding, got .csv, which has no"
             " columns of vectors"
         )
-    for file in (out, html):
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+    for file in filter(None, (out, html)):
+        if file.resolve() in taken:
+            raise typer.BadParameter(
+                f"expected --out and --html to be new files, got {file} for something else, too"
+            )
+        taken.add(file.resolve())
+        if file.is_dir() or not file.parent.is_dir():
             raise FileNotFoundError(
                 f"expected a file to write in a folder that is there, got {file}: make the folder"
             )
@@ -104,16 +110,15 @@ def _checked(out: Place, embedding: bool, html: Path | None) -> Path:
 
 def _about(model: "Model") -> dict[str, Any]:
     """Return all about the model that decides a score."""
-    from safetensors.torch import save
-
     from askance.features.embed import COMPUTATION
     from askance.features.views import RENDERING
+    from askance.heads.checkpoint import tensors_hash
 
     tensors = model.head.state_dict() | {"quantiles": model.quantiles}
     return {
         **model.saved.backbone,
         "head": f"{model.saved.name}-{model.saved.seed}",
-        "tensors": hashlib.sha256(save(tensors)).hexdigest(),
+        "tensors": tensors_hash(tensors),
         "rendering": RENDERING,
         "computation": COMPUTATION,
         "device": model.device.type,

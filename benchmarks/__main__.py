@@ -6,6 +6,7 @@ from benchmarks import (
     backbone,
     extract,
     feed,
+    model,
     onnx,
     peers,
     retrieve,

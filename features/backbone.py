@@ -6,7 +6,7 @@ normalised) and, where the network has a linear classifier, its weight and bias.
 
 import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.preprocessing, self.precision = preprocessing, precision
-        self._run = self._embedding
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self.register_buffer("mean", _levels(preprocessing.mean))
         self.register_buffer("std", _levels(preprocessing.std))
         self._choose_attention()
@@ -82,10 +82,11 @@ class Backbone(nn.Module):
     def forward(self, pixels: Real[Tensor, "b 3 h w"]) -> Float32[Tensor, "b d"]:
         """Embed a batch of pictures: uint8 levels from 0 to 255, or floating ones from 0 to 1."""
         images = self.normalised(pixels)
+        run = self._compiled or self._embedding
         if self.precision == "float32" or self.dtype != torch.float32:
-            return self._run(images).float()
+            return run(images).float()
         with torch.autocast(images.device.type, torch.bfloat16):
-            return self._run(images).float()
+            return run(images).float()
 
     def normalised(self, pixels: Real[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return what the network sees of pixels: standardised by channel, in its type."""
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
 
     def compile_network(self) -> None:
         """Compile the network for batches of one shape: a minute once, for faster batches."""
-        self._run = torch.compile(self._embedding, dynamic=False)
+        self._compiled = torch.compile(self._embedding, dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -112,10 +113,7 @@ class Backbone(nn.Module):
     @property
     def width(self) -> int:
         """The number of values in an embedding."""
-        side = self.preprocessing.size
-        black = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
-        with torch.inference_mode():
-            return self._embedding(black).shape[1]
+        return int(self.network.head_hidden_size)  # type: ignore[arg-type]
 
     @property
     def linear(self) -> nn.Linear | None:
@@ -136,7 +134,7 @@ class Backbone(nn.Module):
         total = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return total.hexdigest()
 
 

@@ -222,7 +222,13 @@ def _tabled(file: Any, table: str, column: str) -> Iterator[Row]:  # noqa: ANN40
     """Yield the images of a table; a URL that must not be asked stops before any is."""
     folder, known = table.rpartition("/")[0], set[str]()
     for key, place in places_of(file, table, column):
-        there = os.path.join(folder, place.removeprefix("file://"))  # noqa: PTH118 - or a URL
+        local = place.removeprefix("file://")
+        there = local if "://" in local else os.path.join(folder, local)  # noqa: PTH118 - or a URL
+        if "://" not in there and "://" in table:
+            raise ValueError(
+                f"expected URLs, or paths below its own place, in {table}, got {place!r}: download"
+                " the table to name files of this machine"
+            )
         if "://" not in there:
             path = Path(there)
             yield Row(key, str(path.absolute()), version=_version(path))

@@ -78,10 +78,12 @@ def _widest(backbone: Backbone) -> int:
 
     layers = [layer for layer in backbone.network.modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(look) for layer in layers]
-    width = backbone.width  # one black picture goes through
+    side = backbone.preprocessing.size
+    with torch.inference_mode():
+        backbone(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=backbone.device))
     for hook in hooks:
         hook.remove()
-    return max(widest, 4 * width)
+    return max(widest, 4 * backbone.width)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """A head on disk: safetensors with all that is needed to use it."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,12 @@ def quantiles(uncertainty: Float[Tensor, " n"]) -> Float[np.ndarray, "1001"]:
     return np.quantile(uncertainty.double().numpy(), np.linspace(0, 1, QUANTILES))
 
 
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, shapes and values: what tells a head from others."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return hashlib.sha256(serialise(whole)).hexdigest()
+
+
 def save(path: Path, saved: SavedHead) -> None:
     """Write a head atomically."""
     card = {
@@ -102,7 +111,8 @@ def load(path: Path) -> SavedHead:
         ValueError: not a head of this format, or one that is damaged or not finite.
         FileNotFoundError: no such file.
     """
-    card, tensors = _read(path, whole=True)
+    with _opened(path) as (card, file):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
         return _assembled(card, tensors)
     except (KeyError, RuntimeError, TypeError) as error:
@@ -113,18 +123,25 @@ def load(path: Path) -> SavedHead:
 
 def read_card(path: Path) -> dict[str, Any]:
     """Read what a head's file says of itself, without its tensors; raises as `load`."""
-    return _read(path, whole=False)[0]
+    with _opened(path) as (card, _):
+        return card
 
 
-def _read(path: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"expected a head in {path}, got no such file: train writes these")
     try:
         with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get("askance", "{}"))
-            names = file.keys() if whole else ()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+            yield _card(path, (file.metadata() or {}).get("askance", "{}")), file
+    except SafetensorError as error:
+        raise ValueError(f"expected a head in {path}, got a damaged file: {error}") from error
+
+
+def _card(path: Path, text: str) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"expected a head in {path}, got a damaged file: {error}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"expected a head of format {FORMAT}, got {path}: train writes these")
@@ -132,7 +149,7 @@ def _read(path: Path, *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]
     wrong += [name for name in SIZES if name not in wrong and not 0 <= card[name] <= LARGEST[name]]
     if wrong:
         raise ValueError(f"expected a whole head in {path}, got no usable {', '.join(wrong)}")
-    return card, tensors
+    return card
 
 
 def _built(name: str, sizes: dict[str, int]) -> Head:

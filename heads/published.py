@@ -21,6 +21,9 @@ from askance.pipeline.artifacts import sha256
 LAYER = re.compile(r"((?:.*\.)?)unc_module\.unc_module\.(\d+\.(?:weight|bias))", re.DOTALL)
 
 
+LARGEST = 4096  # seed, or side of pictures, that a stranger's file may tell
+
+
 @dataclass(frozen=True)
 class Published:
     """A head as the original program saved it.
@@ -113,4 +116,4 @@ def _assembled(layers: dict[str, Tensor], path: Path) -> tuple[Ranking, dict[str
 
 def _number(said: dict[str, Any], name: str) -> int:
     value = said.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and 0 < value <= LARGEST else 0

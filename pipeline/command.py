@@ -58,5 +58,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 
 def _stop(code: int, message: str) -> None:
-    print(f"askance: {message}", file=sys.stderr)
+    # A stranger's file may be quoted in it: nothing that a terminal would obey.
+    safe = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    print(f"askance: {safe}", file=sys.stderr)
     raise typer.Exit(code)

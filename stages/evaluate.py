@@ -210,8 +210,11 @@ def _about(
 
 
 def _entry(seeds: list["SavedHead"]) -> dict[str, Any]:
+    from askance.heads.checkpoint import tensors_hash
+
     traits = {trait: getattr(seeds[0].head, trait) for trait in TRAITS}
-    return {"name": seeds[0].name, "seeds": [saved.seed for saved in seeds]} | traits
+    tensors = [tensors_hash(saved.head.state_dict()) for saved in seeds]
+    return {"name": seeds[0].name, "seeds": [x.seed for x in seeds], "tensors": tensors} | traits
 
 
 def _best(rows: list["Row"], heads: list[dict[str, Any]]) -> str:

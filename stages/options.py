@@ -1,4 +1,7 @@
-"""The options of `extract`, each defined once: `plan` takes the same."""
+"""Options of several commands, each defined once.
+
+Those of `extract`, which `plan` takes, too; and those that say which model is meant.
+"""
 
 from typing import Annotated
 
@@ -35,3 +38,15 @@ Scheduler = Annotated[
     str, typer.Option(help="none: this process; local: own workers; or Dask's address")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="to start, or to wait for")]
+
+ModelSource = Annotated[
+    str,
+    typer.Argument(help="a run's folder, a head's file, a released folder, or owner/name"),
+]
+HeadName = Annotated[str, typer.Option(help="of a run: which head; its first one if not given")]
+HeadSeed = Annotated[
+    int | None, typer.Option(help="of a run: which seed of the head; its first one")
+]
+ModelWeights = Annotated[
+    str, typer.Option(help="of the backbone: pretrained, or a checkpoint; if not given, the run's")
+]

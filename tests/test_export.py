@@ -40,6 +40,8 @@ app.command()(export.main)
 class Small(nn.Module):
     """A network that is traced in no time; it has no product of matrices in three dimensions."""
 
+    head_hidden_size = DIM
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3 * 16, DIM)

@@ -1,7 +1,10 @@
 """The model that people import: every kind of picture, and all that torch does with a module."""
 
 import copy
+import gc
+import os
 import pickle
+import weakref
 from io import BytesIO
 
 import jaxtyping
@@ -119,6 +122,18 @@ def test_a_file_that_is_no_picture_is_named(model, tmp_path):
         model(tmp_path / "b.jpg")
 
 
+def test_what_is_no_file_or_too_large_is_not_read(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(
+        ValueError, match="expected a picture, got a folder or device at .*pipe.jpg"
+    ):
+        model(tmp_path / "pipe.jpg")
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ValueError, match="a.jpg: expected at most 67,108,864 bytes, got 2,147,483"):
+        model(tmp_path / "a.jpg")
+
+
 def test_preprocess_goes_to_workers_without_the_model(model, encode):
     sent = pickle.dumps(model.preprocess)
     assert len(sent) < 1000
@@ -179,6 +194,15 @@ def test_a_backbone_of_another_width_is_refused(model):
         askance.Model(model.backbone, saved)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "resnet18", "test_efficientnet"])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_the_width_is_that_of_an_embedding(checkpoint, name, classes):
+    backbone = load_backbone(name, str(checkpoint(name, classes=classes)), 0, "own", "float32")
+    side = backbone.preprocessing.size
+    embedding = backbone(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    assert embedding.shape == (1, backbone.width)
+
+
 # A module
 
 
@@ -190,7 +214,6 @@ def test_it_is_frozen_and_in_evaluation_mode(model, pixels):
 
 def test_its_state_goes_into_another_one(make, pixels):
     one, other = make(), make("squared")
-    assert not torch.equal(one(pixels)[1], other.requires_grad_(True)(pixels)[1] * 2)
     sink = BytesIO()
     torch.save(one.state_dict(), sink)
     sink.seek(0)
@@ -218,9 +241,24 @@ def test_half_precision_is_for_the_backbone_alone(make, pixels, dtype, precision
 def test_it_compiles_as_one_graph(model, pixels, monkeypatch):
     """Without a C++ compiler: torch's own tracer, which can't trace the tests' check of shapes."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_same(compiled(pixels), model(pixels))
     assert_same(compiled(pixels[:2]), model(pixels[:2]))
+
+
+def test_under_autocast_the_head_is_exact(model, pixels):
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding, uncertainty = model(pixels)
+    assert torch.equal(uncertainty, model.head(embedding))
+
+
+def test_a_model_is_freed_when_it_is_let_go(make):
+    gc.disable()
+    try:
+        network = weakref.ref(make().backbone.network)
+        assert network() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_exported_with_a_batch_of_any_size(model, pixels):

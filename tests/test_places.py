@@ -176,9 +176,8 @@ def test_without_results_nothing_was_measured(run):
 @pytest.mark.parametrize(
     "change",
     [
-        {"weights": "other"},
-        {"training": {"steps": 5}},
-        {"heads": [{"name": "ranking", "seeds": [1]}]},
+        {"heads": [{"name": "ranking", "seeds": [0], "tensors": ["of another training"]}]},
+        {"heads": [{"name": "ranking", "seeds": [1], "tensors": ["of another seed"]}]},
         {"heads": []},
     ],
 )
@@ -426,3 +425,23 @@ def test_a_head_whose_own_card_is_no_object_is_refused(folder, card):
     save_file(load_file(path), path, {"askance": card})
     with pytest.raises(ValueError, match=r"expected a head (of format|in .*, got a damaged file)"):
         askance.load(path)
+
+
+def test_a_model_that_was_trained_since_is_not_released_and_leaves_what_is_there(folder, weights):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = askance.load(folder, weights)
+    with torch.no_grad():
+        model.head.layers[0].weight.add_(1)
+    with pytest.raises(ValueError, match="expected the head as it was loaded, got one trained sin"):
+        model.save_pretrained(folder)
+    model = askance.load(folder, weights).bfloat16()
+    with pytest.raises(ValueError, match=r"got others .trained since..: train a head on them"):
+        model.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_release_is_never_written_among_other_files(whole_run, tmp_path):
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(ValueError, match="expected a new folder, or a model's, got"):
+        askance.load(whole_run).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my project"

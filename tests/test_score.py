@@ -33,7 +33,7 @@ from askance import score, sheet
 from askance.features import embed
 from askance.features.store import FeatureStore
 from askance.heads.catalogue import HEADS
-from askance.heads.checkpoint import SavedHead, quantiles, save
+from askance.heads.checkpoint import SavedHead, load, quantiles, save
 from askance.heads.head import Setup
 from askance.pipeline import retries
 from askance.pipeline.artifacts import place
@@ -230,6 +230,27 @@ def test_what_was_begun_with_other_options_is_begun_anew_and_that_is_said(
     assert not list(Path().glob(".*"))
 
 
+def test_parts_of_a_head_of_the_same_name_and_seed_are_not_mixed(
+    ask, model, pictures, here, monkeypatch
+):
+    monkeypatch.setattr(score, "ROWS", 2)
+    written = interrupt(monkeypatch, 3)
+    assert ask("x").exit_code == 130
+    saved = load(Path(model[0]))
+    with torch.no_grad():
+        next(saved.head.parameters()).mul_(2)
+    save(here / "ranking-0.safetensors", saved)
+    result = ask("x", "--model", str(here / "ranking-0.safetensors"))
+    assert "out.parquet: tensors changed; begun anew" in result.output
+    assert written == [0, 1, 2, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_the_cpu(ask, pictures):
+    on_cpu, on_gpu = scored(ask, "x"), scored(ask, "x", "--device", "cuda", out="gpu.parquet")
+    np.testing.assert_allclose(on_gpu["uncertainty"], on_cpu["uncertainty"], rtol=2e-3)
+
+
 def interrupt(monkeypatch, number):
     """Press Ctrl-C at the part of that number; return the numbers of the parts begun, from now."""
     make, begun = score._scores, []
@@ -390,6 +411,8 @@ def test_the_ends_are_the_largest_and_smallest_without_nan(values, half):
             "in a folder that is there, got folder.csv",
         ),
         (["x", "--html", "none/s.html"], "out.csv", 1, "that is there, got none/s.html"),
+        (["x", "--html", "out.csv"], "out.csv", 2, "--html to be new files, got out.csv for some"),
+        (["x/l.csv"], "x/l.csv", 2, "expected --out and --html to be new files, got x/l.csv for"),
         (["none"], "out.csv", 1, "expected images at none, got no such file"),
         (["folder.csv"], "out.csv", 1, "in folder.csv, got none"),
         (["x", "--device", "cuda:99"], "out.csv", 1, "expected the device 'cuda:99'"),

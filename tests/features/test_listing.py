@@ -279,14 +279,24 @@ def test_images_on_the_web_are_read_and_what_fails_is_refused(here, http_server,
     write_tar(served / "s.tar", {"c.png": b"c"})
     dead = "http://127.0.0.1:9/x.png"  # nothing listens there
     urls = [f"{url}/a.png", f"{url}/none.png", dead, f"{url}/b", f"{url}/empty.png"]
-    pq.write_table(pa.table({"url": urls}), "t.parquet")
-    reasons = read("t.parquet", f"{url}/s.tar", f"{url}/a.png")
+    (here / "x").mkdir()
+    pq.write_table(pa.table({"url": urls}), "x/t.parquet")
+    pa.csv.write_csv(pa.table({"path": ["b", f"{url}/a.png"]}), served / "u.csv")
+    assert read(f"{url}/u.csv") == {"b": b"b", f"{url}/a.png": b"a.png"}
+    reasons = read("x/t.parquet", f"{url}/s.tar", f"{url}/a.png")
     assert reasons[urls[0]] == b"a.png"
     assert "FileNotFoundError" in reasons[urls[1]]
     assert "an answer about http://127.0.0.1:9/x.png, got ClientConnectorError 3" in reasons[dead]
     assert reasons[urls[3]] == b"b"
     assert reasons[urls[4]] == b""
     assert reasons[f"{url}/s.tar/c"] == b"c"
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname"])
+def test_a_table_on_the_web_may_not_name_files_of_this_machine(here, http_server, path):
+    pa.csv.write_csv(pa.table({"path": [path]}), http_server.folder / "u.csv")
+    with pytest.raises(ValueError, match=r"expected URLs, or paths below its own place, in http"):
+        list_images([f"{http_server.url}/u.csv"])
 
 
 @pytest.mark.parametrize("fault", ["error", "throttle", "cut", "drop"])
