@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +27,11 @@ import typer
 import zarr
 from PIL import Image
 from s3fs import S3FileSystem
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from askance import doctor, verify
+from askance import doctor, export, hub, published, score, verify
 from askance.features.store import FeatureStore
 from askance.features.writer import StoreWriter
 from askance.pipeline import retries
@@ -42,8 +44,10 @@ HALF = ["00000", "00001"]  # the blocks of four that are finished when the third
 CHUNK = "embedding/c/1/0/0"
 
 app = typer.Typer()
-for module in (prepare, extract, probe, retrieve, train, verify, doctor):
+for module in (prepare, extract, probe, retrieve, train, verify, doctor, score, export):
     app.command(module.__name__.rpartition(".")[2])(module.main)
+app.command("release")(hub.release)
+app.command("import-head")(published.COMMANDS["import-head"])
 
 
 class Row(NamedTuple):
@@ -588,12 +592,121 @@ def _():
     yield ask("doctor", "--device", "cuda:99")
 
 
+# What a run made
+
+
+class Made:
+    """A copy of a run, and the commands on it."""
+
+    def __init__(self, folder, whole_run, weights):
+        self.folder, self.out = folder, folder / "out"
+        for name in ("models", "stores", "results"):
+            shutil.copytree(whole_run / name, folder / name)
+        (folder / "photos").mkdir()
+        Image.new("RGB", (40, 30)).save(folder / "photos" / "a.png")
+        self.head, self.weights = folder / "models" / "ranking-0.safetensors", weights
+
+    def score(self, *more, photos="photos"):
+        words = ("--out", self.folder / "s.parquet", "--model", self.folder, "--device", "cpu")
+        return ask("score", self.folder / photos, *words, *more)
+
+    def release(self, source=None, *more):
+        return ask("release", source or self.folder, self.out, *more)
+
+    def refused_to_release(self, *more):
+        yield self.release(None, *more)
+        assert not self.out.exists()
+
+    def spoil(self, change):
+        """Change the tensors of the head's file."""
+        with safe_open(self.head, "pt") as file:
+            about = file.metadata()
+        tensors = load_file(self.head)
+        change(tensors)
+        save_file(tensors, self.head, about)
+
+
+@pytest.fixture
+def made(tmp_path, whole_run, checkpoint):
+    return Made(tmp_path, whole_run, str(checkpoint(img_size=32)))
+
+
+@fault("score: image that is damaged, or something else")
+def _(made):
+    (made.folder / "photos" / "b.jpg").write_text("not a picture")
+    yield made.score()
+    table = pq.read_table(made.folder / "s.parquet")
+    assert table["uncertainty"].is_null().to_pylist() == [False, True]
+
+
+@fault("score: nothing to score")
+def _(made):
+    (made.folder / "empty").mkdir()
+    yield made.score(photos="empty")
+
+
+@fault("head that is cut")
+def _(made):
+    made.head.write_bytes(made.head.read_bytes()[:-100])
+    yield made.score()
+    yield from made.refused_to_release()
+
+
+@fault("head with NaN or infinity in it")
+def _(made):
+    made.spoil(lambda tensors: tensors["head.layers.0.bias"].fill_(float("nan")))
+    yield made.score()
+    yield from made.refused_to_release()
+
+
+@fault("backbone with other weights")
+def _(made, checkpoint):
+    other = ("--weights", checkpoint(seed=1, img_size=32))
+    yield made.score(*other)
+    yield from made.refused_to_release(*other)
+
+
+@fault("results of other heads in the run")
+def _(made):
+    made.spoil(lambda tensors: tensors["head.layers.0.bias"].add_(1))
+    yield made.score()
+    yield from made.refused_to_release()
+
+
+@fault("released model whose tensors are others")
+def _(made):
+    assert made.release().code == 0
+    (made.out / "model.safetensors").write_bytes(made.head.read_bytes())
+    yield made.release(made.out)
+
+
+@fault("release or pull into a folder with other files")
+def _(made):
+    made.out.mkdir()
+    (made.out / "README.md").write_text("mine")
+    yield made.release()
+    assert content(made.out) == {"README.md": b"mine"}
+
+
+@fault("original's checkpoint with code in it")
+def _(made):
+    path = made.folder / "best.pth.tar"
+    path.write_bytes(pickle.dumps({"args": Hostile(made.folder / "hacked")}, protocol=2))
+    yield ask("import-head", path, made.out, "--backbone", "test_vit")
+    assert not (made.folder / "hacked").exists()
+
+
+@fault("export without a file to write")
+def _(made):
+    yield ask("export", made.folder)
+
+
 # The page
 
 
 def test_the_page_names_the_faults_made_here_and_no_other():
     assert list(page()) == list(FAULTS)
-    assert len(PAGE.read_text().splitlines()) < 80
+    assert len(PAGE.read_text().splitlines()) < 100
 
 
 def test_every_row_quotes_enough_of_its_message_to_tell_it_from_others():
