@@ -165,7 +165,7 @@ def _licensed(source: str, weights: str, head: str, seed: int | None, licence: s
     if licence:
         model.about["licence"] = licence.lower()
     if "licence" not in model.about:
-        print("the licence is unknown, and nobody may use the model without: tell it by --licence")
+        print("no licence is told, and without one nobody may use the model: add --licence")
     return model
 
 

@@ -90,9 +90,9 @@ class Model(nn.Module, ModelHubMixin):
         super().__init__()
         if backbone.width != saved.sizes["dim"]:
             raise ValueError(
-                f"expected a backbone of {saved.sizes['dim']} columns, which head {saved.name} was"
-                f" trained on ({saved.backbone.get('backbone')}), got {backbone.width}: name that"
-                " backbone, or train a new head"
+                f"expected a head for embeddings of {backbone.width} columns, as"
+                f" {saved.backbone.get('backbone')} gives, got {saved.name} for"
+                f" {saved.sizes['dim']}: name its own backbone, or train a head on this one"
             )
         self.backbone, self.head, self.saved = backbone, saved.head, saved
         self._as_loaded = tensors_hash(saved.head.state_dict())
@@ -306,7 +306,7 @@ def load(
         OSError: the head or the weights can't be had.
     """
     if not Path(source).exists() and hub.NAME.fullmatch(str(source)):
-        return Model.from_pretrained(source, weights=weights)
+        source = hub.fetch(str(source))
     return _assembled(places.find(Path(source), head, seed), weights, str(source))
 
 
@@ -319,8 +319,9 @@ def _assembled(found: places.Found, weights: str, source: str) -> Model:
     )
     if loaded.weights_hash() != card["weights"]:
         raise ValueError(
-            f"expected the weights {card['weights'][:12]} of {card['backbone']}, which {source} was"
-            f" trained on, got {loaded.weights_hash()[:12]}: name their checkpoint by `weights`"
+            f"expected the weights {card['weights'][:12]} of {card['backbone']}, which the head in"
+            f" {source} was trained on, got {loaded.weights_hash()[:12]}"
+            f" ({weights or found.weights}): name their checkpoint by `weights`"
         )
     return Model(Backbone(loaded.network, preprocessing, precision), saved, found.about)
 

@@ -45,8 +45,9 @@ class Parts:
                 f"expected to be the only writer of {self.out}, got another one that runs: wait for"
                 " it, or stop it"
             ) from None
-        self.finished = _digest(self.out) == digest(self.about)
-        self.message = f"{self.out}: complete" if self.finished else self._open()
+        told = _told(self.out)
+        self.finished = told.get("digest") == digest(self.about)
+        self.message = f"{self.out}: complete" if self.finished else self._open(told)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,7 +77,8 @@ class Parts:
             whole.replace(self.out)
         remove(self.folder)
 
-    def _open(self) -> str:
+    def _open(self, told: dict[str, str]) -> str:
+        """Go on with the parts that are there, or begin anew; `told` is of a finished table."""
         path = self.folder / "about.json"
         try:
             found = read_sealed(path)
@@ -88,21 +90,25 @@ class Parts:
         for file in self.folder.glob("*.*"):  # not the lock
             remove(file)
         write_sealed(path, wanted)
-        changed = [name for name in wanted if found.get(name) != wanted[name]]
-        return (
-            f"{self.out}: {', '.join(changed)} changed; begun anew" if found else f"{self.out}: new"
-        )
+        before, now = (found, wanted) if found else (told, _texts(wanted))
+        changed = ", ".join(name for name in now if before.get(name) != now[name])
+        return f"{self.out}: {changed} changed; begun anew" if before else f"{self.out}: new"
 
     def _file(self, block: Block) -> Path:
         return self.folder / f"{block.number:06}.parquet"
 
 
-def _digest(path: Path) -> str:
-    """Return what a finished Parquet file says it was made from; "" for anything else."""
+def _told(path: Path) -> dict[str, str]:
+    """Return what a finished Parquet file says it was made from; nothing for anything else."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(b"digest", b"").decode()
+        metadata = pq.read_schema(path).metadata or {}
+        return {name.decode(): text.decode() for name, text in metadata.items()}
     except (OSError, ValueError):
-        return ""
+        return {}
+
+
+def _texts(about: dict[str, Any]) -> dict[str, str]:
+    return {n: x if isinstance(x, str) else json.dumps(x) for n, x in about.items()}
 
 
 def _unite(files: list[Path], out: Path, suffix: str, about: dict[str, Any]) -> None:
@@ -113,8 +119,8 @@ def _unite(files: list[Path], out: Path, suffix: str, about: dict[str, Any]) -> 
                 for row in table.to_pylist():
                     file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         return
-    texts = {n: x if isinstance(x, str) else json.dumps(x) for n, x in about.items()}
-    schema = pq.read_schema(files[0]).with_metadata(texts | {"digest": digest(about)})
+    texts = _texts(about) | {"digest": digest(about)}
+    schema = pq.read_schema(files[0]).with_metadata(texts)
     kind = pa.csv.CSVWriter if suffix == ".csv" else pq.ParquetWriter
     with kind(out, schema) as writer:
         for table in tables:

@@ -50,15 +50,20 @@ def find(source: Path, head: str = "", seed: int | None = None) -> Found:
         FileNotFoundError: there is no such file or folder, or no such head in a run.
         ValueError: what is there is no model, or is damaged.
     """
-    if source.is_file():
-        return Found(load(source), "pretrained", {})
-    if (source / CARD).is_file():
-        return _released(source)
-    if not source.is_dir():
+    if not source.exists():
         raise FileNotFoundError(
-            f"expected a head's file, a run's folder or a released model, got no {source}"
+            f"expected a head's file, a run's folder or a released model at {source}, got nothing"
+            " there: check the path"
         )
-    return _of_run(source, load(_choose(source, head, seed)))
+    if source.is_dir() and not (source / CARD).is_file():
+        return _of_run(source, load(_choose(source, head, seed)))
+    found = Found(load(source), "pretrained", {}) if source.is_file() else _released(source)
+    if head not in ("", found.saved.name) or seed not in (None, found.saved.seed):
+        raise ValueError(
+            f"expected {_wanted(head, seed)} in {source}, got {found.saved.name} (seed"
+            f" {found.saved.seed}): a file and a released model hold one head, name another"
+        )
+    return found
 
 
 def described(saved: SavedHead) -> dict[str, Any]:
@@ -153,10 +158,15 @@ def _choose(run: Path, head: str, seed: int | None) -> Path:
         path for path, card in order if head in ("", card["head"]) and seed in (None, card["seed"])
     ]
     if not fits:
-        there = ", ".join(path.stem for path, _ in order) or "none"
-        wanted = f"the head {head or 'of any name'}" + ("" if seed is None else f" (seed {seed})")
-        raise FileNotFoundError(f"expected {wanted} in {folder}, got {there}: run train")
+        there = ", ".join(dict.fromkeys(card["head"] for _, card in order)) or "none"
+        raise FileNotFoundError(
+            f"expected {_wanted(head, seed)} in {folder}, got {there}: name one of those, or train"
+        )
     return fits[0]
+
+
+def _wanted(head: str, seed: int | None) -> str:
+    return f"the head {head or 'of any name'}" + ("" if seed is None else f" (seed {seed})")
 
 
 def _of_run(run: Path, saved: SavedHead) -> Found:

@@ -236,7 +236,8 @@ def _says_what_is_wrong_with(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever an unpickler or a strict load comes up with
-        message = f"expected a checkpoint that fits, got {where}: {_first_line(error)}"
+        said = " ".join(str(error).split())[:300]
+        message = f"expected a checkpoint that fits, got {where}: {type(error).__name__}: {said}"
         raise ValueError(message) from error
 
 

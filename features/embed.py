@@ -65,7 +65,8 @@ class Embedder:
         if r.classifier == "own" and own is None:
             raise ValueError(
                 f"expected a backbone with a linear classifier, got {r.backbone}: set"
-                " upstream.classifier to none, and a probe is fitted on the embeddings"
+                " upstream.classifier to none (--classifier none), and a probe is fitted on the"
+                " embeddings"
             )
         backbone.to(pick(r.device))
         if r.compile:

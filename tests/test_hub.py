@@ -137,7 +137,7 @@ def test_a_model_is_released_without_a_hub(hub, whole_run, weights, tmp_path):
     result = ask("release", whole_run, tmp_path / "m", "--head", "norm")
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        "the licence is unknown, and nobody may use the model without: tell it by --licence\n"
+        "no licence is told, and without one nobody may use the model: add --licence\n"
         f"{tmp_path / 'm'}: norm (seed 0) on test_vit, licence unknown\n"
         f'askance.load("{tmp_path / "m"}")\n'
     )

@@ -190,7 +190,9 @@ def test_without_a_probe_the_classifier_is_the_backbones_own(make, pixels):
 def test_a_backbone_of_another_width_is_refused(model):
     sizes = model.saved.sizes | {"dim": 99}
     saved = SavedHead("ranking", 0, model.head, model.saved.quantiles, sizes, {}, {})
-    with pytest.raises(ValueError, match="expected a backbone of 99 columns.* got 64: name that"):
+    with pytest.raises(
+        ValueError, match="expected a head for embeddings of 64 columns.* for 99: name its"
+    ):
         askance.Model(model.backbone, saved)
 
 

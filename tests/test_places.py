@@ -88,8 +88,11 @@ def test_another_head_of_a_run_is_named(whole_run, asked, expected):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"head": "rank"}, "expected the head rank in .*models, got ranking-0, ranking-1, norm-0"),
-        ({"seed": 7}, r"expected the head of any name \(seed 7\) in .*models, got ranking-0"),
+        ({"head": "rank"}, "expected the head rank in .*models, got ranking, norm: name"),
+        (
+            {"seed": 7},
+            r"expected the head of any name \(seed 7\) in .*models, got ranking, norm: name",
+        ),
         ({"head": "norm", "seed": 1}, r"expected the head norm \(seed 1\)"),
     ],
 )
@@ -108,8 +111,19 @@ def test_a_file_is_loaded_without_what_the_run_knows(whole_run, weights):
     assert (model.saved.name, model.saved.classifier, model.about) == ("norm", None, {})
 
 
+def test_another_head_than_that_of_a_file_or_a_release_is_refused(whole_run, folder, weights):
+    for place in (whole_run / "models" / "norm-0.safetensors", folder):
+        for asked in ({"head": "squared"}, {"seed": 5}):
+            with pytest.raises(
+                ValueError, match=r"expected the head .* got .* hold one head, name"
+            ):
+                askance.load(place, weights, **asked)
+    name = askance.load(folder, weights).saved.name
+    assert askance.load(folder, weights, head=name, seed=0).saved.name == name
+
+
 def test_a_run_without_heads_and_a_place_without_anything_are_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="in .*, got none: run train"):
+    with pytest.raises(FileNotFoundError, match="in .*, got none: name one of those, or train"):
         askance.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected a head's file, a run's folder or"):
         askance.load(tmp_path / "none")

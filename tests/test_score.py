@@ -200,7 +200,9 @@ def test_finished_work_is_not_done_again_unless_something_changed(ask, pictures,
     assert Path("sheet.html").exists()
     monkeypatch.setattr(embed.Embedder, "embed", embedder)
     Path("x/0.png").write_bytes(Path("x/1.png").read_bytes())
-    uncertainty = scored(ask, "x")["uncertainty"]
+    result = ask("x")
+    assert "out.parquet: images changed; begun anew" in result.output
+    uncertainty = pq.read_table("out.parquet")["uncertainty"].to_pylist()
     assert uncertainty[0] == uncertainty[1]
     assert not list(Path().glob(".*"))
 
@@ -422,7 +424,12 @@ def test_the_ends_are_the_largest_and_smallest_without_nan(values, half):
             1,
             "a checkpoint that fits, got x/0.png",
         ),
-        (["x", "--model", "none"], "out.csv", 1, "got no none"),
+        (
+            ["x", "--model", "none"],
+            "out.csv",
+            1,
+            "released model at none, got nothing there: check",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_said_and_nothing_is_written(
