@@ -7,9 +7,6 @@ and numbers of files are exact; bytes of JSON are within a tenth.
 import json
 import math
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,8 +17,9 @@ from askance.features.index import Index
 from askance.features.layout import STATUS, Array, Layout
 from askance.features.reader import extents
 from askance.features.recipe import LogitsKept, Recipe
-from askance.features.store import DONE, NOT_YET, REFUSED, FeatureStore, attributes
+from askance.features.store import DONE, NOT_YET, REFUSED, FeatureStore
 from askance.pipeline.artifacts import Place, listing
+from askance.pipeline.runs import read_log
 
 MANY_FILES = 10_000
 SMALL_CHUNK, LARGE_CHUNK = 1 << 20, 64 << 20  # bytes
@@ -180,41 +178,13 @@ def actual(store: Place) -> Actual:
     opened = FeatureStore(store)
     status = np.bincount(opened.status, minlength=3)
     sizes = listing(store).values()
-    runs = _runs(store, opened.fingerprint)
+    runs = [run for run in read_log(store) if run.get("fingerprint") == opened.fingerprint]
     return Actual(
         written=int(status[DONE]),
         refused=int(status[REFUSED]),
         left=int(status[NOT_YET]),
         files=len(sizes),
         bytes=sum(sizes),
-        pictures=sum(run["images"] * run["views"] for run in runs),
+        pictures=sum(run["count"] for run in runs),
         seconds=float(sum(run["seconds"] for run in runs)),
     )
-
-
-def _runs(store: Place, fingerprint: str) -> list[dict[str, Any]]:
-    log = log_of(store)
-    lines = log.read_text().splitlines() if log.exists() else []
-    runs = [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut by a kill
-    return [run for run in runs if run.get("fingerprint") == fingerprint]
-
-
-def log_run(store: Place, **facts: Any) -> None:  # noqa: ANN401 - whatever json can write
-    """Append what a run did to the log beside its store, one JSON object a line.
-
-    Not in the store: times differ from run to run, and equal stores are equal to the last byte.
-    """
-    about = {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
-    about["fingerprint"] = attributes(store)["fingerprint"]  # others had this place before
-    line = json.dumps(about | facts) + "\n"
-    log = log_of(store)
-    if isinstance(log, Path):
-        with log.open("a") as file:
-            file.write(line)
-    else:  # object stores don't append
-        log.write_text((log.read_text() if log.exists() else "") + line)
-
-
-def log_of(store: Place) -> Place:
-    """Return the place of a store's log."""
-    return store.with_name(f"{store.name}.runs.jsonl")

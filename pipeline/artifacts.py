@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -87,6 +88,11 @@ def listing(path: Place) -> dict[str, int]:
 def write_json(path: Place, content: Any) -> None:  # noqa: ANN401 - whatever json can write
     """Write `content` as indented JSON, atomically; NaN is an error (JSON has none)."""
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def defined(number: float) -> float | None:
+    """Return a number as JSON can hold it: NaN, which is undefined, as None."""
+    return None if math.isnan(number) else number
 
 
 def read_json(path: Place) -> Any:  # noqa: ANN401 - the caller knows what it wrote

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from askance.eval.summary import Mixture, Queries
 from askance.features.classify import Classifier, scores
@@ -16,6 +16,8 @@ from askance.features.store import FeatureStore
 from askance.pipeline.artifacts import Place
 
 CELLS = 2**22  # logits at a time
+
+Classified = tuple[Bool[np.ndarray, " q"], Float32[np.ndarray, " q"]]  # is it right, and its loss
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ class Case(NamedTuple):
     queries: Queries
     images: Images
     mixed: Mixed | None
+
+
+def check_named(option: str, names: Sequence[str], sets: Sequence[str]) -> None:
+    """Stop where an option names a set that is none of those to look at.
+
+    Raises:
+        ValueError: it does.
+    """
+    if unknown := sorted(set(names) - set(sets)):
+        raise ValueError(
+            f"expected {option} among {list(sets)}, got {unknown}: name them in"
+            f" {option.partition('.')[0]}.sets, too"
+        )
 
 
 def read_neighbours(path: Path, stage: str = "retrieve", **stores: FeatureStore) -> pa.Table:
@@ -147,7 +162,7 @@ def logits(
         yield found
 
 
-def _classified(images: Images, losses: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+def _classified(images: Images, losses: FeatureStore) -> Classified:
     """Return whether the upstream classifier is right about each image, and its loss."""
     column = columns_of(images.store, losses)[images.places]
     loss, correct, start = [], [], 0

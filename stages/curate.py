@@ -4,7 +4,6 @@ What a label is worth is asked only in sets whose classes are the upstream's, of
 never saw the image: the probe, or, in the set it was fitted to, those of its cross-fitting.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -14,11 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
+from jaxtyping import Float64, Int64, Integer
 
-from askance.pipeline.artifacts import Place, atomic, place, write_json
+from askance.pipeline.artifacts import atomic, defined, write_json
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 from askance.pipeline.provenance import versions
+from askance.pipeline.runs import Run
+from askance.stages import options as o
 
 if TYPE_CHECKING:
     from askance.eval.curation import Duplicates
@@ -38,18 +40,14 @@ class Curated(NamedTuple):
 
 
 def run(
-    models: Annotated[Path, typer.Argument(help="the folder of heads")],
-    probe: Annotated[
-        Place, typer.Argument(parser=place, help="the store with the upstream classifier")
-    ],
-    stores: Annotated[Place, typer.Argument(parser=place, help="the folder of feature stores")],
-    neighbours: Annotated[Path, typer.Argument(help="the folder of neighbours")],
+    models: o.Models,
+    probe: o.Probe,
+    stores: o.Stores,
+    neighbours: o.Neighbours,
     out: Annotated[Path, typer.Argument(help="the folder to write, results/curation")],
     *,
     sets: Annotated[list[str], typer.Option(help="to curate; repeat for more")],
-    upstream: Annotated[
-        list[str], typer.Option(help="those among them whose classes are the upstream's")
-    ] = [],  # noqa: B006 - typer copies it
+    upstream: o.Upstream = [],  # noqa: B006 - typer copies it
     head: Annotated[str, typer.Option(help="whose doubt counts; none named: the first")] = "",
     uncertain: Annotated[
         float, typer.Option(min=0, max=1, help="percentile from which an image is uncertain")
@@ -61,12 +59,11 @@ def run(
 ) -> None:
     """Rank a set's images by doubt, and find suspect labels, near-duplicates and hard classes."""
     from askance.features.store import FeatureStore
-    from askance.stages.cases import Images, read_neighbours
+    from askance.stages.cases import Images, check_named, read_neighbours
     from askance.stages.uncertainties import read_heads
 
-    if unknown := set(upstream) - set(sets):
-        raise ValueError(f"expected curate.upstream among {sets}, got {sorted(unknown)}")
-    losses = FeatureStore.open(probe)
+    check_named("curate.upstream", upstream, sets)
+    this, losses = Run("curate"), FeatureStore.open(probe)
     seeds = _seeds(read_heads(models, losses), head)
     summaries = []
     with atomic(out) as folder, progress("curate", len(sets), "sets") as advance:
@@ -86,6 +83,8 @@ def run(
         about: dict[str, Any] = {"head": seeds[0].name, "seeds": [saved.seed for saved in seeds]}
         about |= {"uncertain": uncertain, "similarity": similarity, "versions": versions()}
         write_json(folder / "summary.json", about | {"sets": summaries})
+        write_json(folder / "curves.json", [x for each in summaries for x in _curve(each)])
+    this.log(out, sum(each["images"] for each in summaries), "images")
     print("\n".join([f"{out}: by {seeds[0].name}", *map(_line, summaries)]))
 
 
@@ -117,8 +116,10 @@ def _labels(images: "Images", losses: "FeatureStore") -> dict[str, np.ndarray]:
     return vars(found) | {"suggested": columns[found.suggested]}
 
 
-def _unseen(store: "FeatureStore", losses: "FeatureStore") -> tuple[np.ndarray, list["Classifier"]]:
-    """Return which of some classifiers never saw each image, (n,), and these classifiers.
+def _unseen(
+    store: "FeatureStore", losses: "FeatureStore"
+) -> tuple[Int64[np.ndarray, " n"], list["Classifier"]]:
+    """Return which of some classifiers never saw each image, and these classifiers.
 
     Raises:
         ValueError: the probe was fitted to these images, but as another store has them.
@@ -191,7 +192,7 @@ def _named(store: "FeatureStore") -> pa.Table:
     return pa.table(columns | {"class": _names(store, store.labels), "split": split})
 
 
-def _names(store: "FeatureStore", label: np.ndarray) -> pa.Array:
+def _names(store: "FeatureStore", label: Integer[np.ndarray, " m"]) -> pa.Array:
     """Return the names of labels; `class 3` where the source has numbers only."""
     found, which = np.unique(label, return_inverse=True)
     known = store.index.classes
@@ -199,7 +200,10 @@ def _names(store: "FeatureStore", label: np.ndarray) -> pa.Array:
 
 
 def _near_duplicates(
-    images: "Images", nearest: np.ndarray, similarity: np.ndarray, above: float
+    images: "Images",
+    nearest: Int64[np.ndarray, " q"],
+    similarity: Float64[np.ndarray, " q"],
+    above: float,
 ) -> "Duplicates":
     """Return the near-duplicates among all done rows, by the neighbours of the queries."""
     from askance.eval.curation import near_duplicates
@@ -251,11 +255,20 @@ def summary(name: str, found: Curated, shown: int) -> dict[str, Any]:
         "name": name,
         "images": len(images),
         **_counts(images, pairs),
-        "class_agreement": _number(value),
+        "class_agreement": defined(value),
         "reason": reason,
-        "safe": [row | {"recall": _number(row["recall"])} for row in safe.to_pylist()],
+        "safe": [row | {"recall": defined(row["recall"])} for row in safe.to_pylist()],
         "lists": {kind: table.slice(0, shown).to_pylist() for kind, table in lists.items()},
     }
+
+
+def _curve(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the recall by the share of images that is kept, as `dvc plots` reads it."""
+    for row in summary["safe"]:
+        if row["rule"] == "global":
+            yield {"set": summary["name"]} | {
+                name: row[name] for name in ("case", "share", "recall")
+            }
 
 
 def _counts(images: pa.Table, pairs: pa.Table) -> dict[str, Any]:
@@ -270,10 +283,6 @@ def _counts(images: pa.Table, pairs: pa.Table) -> dict[str, Any]:
     flags = ("exact", "cross_label", "cross_split")
     duplicates |= {flag: pc.sum(pairs[flag], min_count=0).as_py() for flag in flags}
     return {"kinds": kinds, "duplicates": duplicates}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _line(summary: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ A head that maps the embedding is asked about the neighbours that its own map fi
 others about those of the frozen embedding, which retrieve and mix have found.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 
-from askance.pipeline.artifacts import Place, atomic, place, write_json
+from askance.pipeline.artifacts import atomic, defined, write_json
 from askance.pipeline.command import command
 from askance.pipeline.progress import progress
 from askance.pipeline.provenance import machine, versions
+from askance.pipeline.runs import Run
+from askance.stages import options as o
 
 if TYPE_CHECKING:
     from askance.eval.summary import Row, Uncertainties
@@ -25,23 +28,20 @@ if TYPE_CHECKING:
 
 NEIGHBOUR_DISTANCE = "neighbour-distance"  # a reference: it needs the gallery, not just the image
 TRAITS = ("trained", "needs_classifier", "of_backbone", "mapped")
+FEW = 10  # images
 REFERENCE: dict[str, Any] = {"name": NEIGHBOUR_DISTANCE, "seeds": [0], "reference": True}
 REFERENCE |= dict.fromkeys(TRAITS, False)
 
 
 def run(
-    models: Annotated[Path, typer.Argument(help="the folder of heads")],
-    probe: Annotated[
-        Place, typer.Argument(parser=place, help="the store with the upstream classifier")
-    ],
-    stores: Annotated[Place, typer.Argument(parser=place, help="the folder of feature stores")],
-    neighbours: Annotated[Path, typer.Argument(help="the folder of neighbours")],
+    models: o.Models,
+    probe: o.Probe,
+    stores: o.Stores,
+    neighbours: o.Neighbours,
     out: Annotated[Path, typer.Argument(help="the folder of results to write")],
     *,
     sets: Annotated[list[str], typer.Option(help="the sets to evaluate on; repeat for more")],
-    upstream: Annotated[
-        list[str], typer.Option(help="those among them whose classes are the upstream's")
-    ] = [],  # noqa: B006 - typer copies it
+    upstream: o.Upstream = [],  # noqa: B006 - typer copies it
     mixed: Annotated[
         list[str], typer.Option(help="those among them that mix has mixed with upstream images")
     ] = [],  # noqa: B006
@@ -49,15 +49,14 @@ def run(
     """Score every query with every head, and ask how well that foretold a wrong neighbour."""
     from askance.eval.summary import average, curve, nested, summarise
     from askance.features.store import FeatureStore
-    from askance.stages.cases import read_case, with_mixture
+    from askance.stages.cases import check_named, read_case, with_mixture
     from askance.stages.uncertainties import answers, read_heads
 
-    for option, names in (("upstream", upstream), ("mixed", mixed)):
-        if unknown := set(names) - set(sets):
-            raise ValueError(f"expected evaluate.{option} among {sets}, got {sorted(unknown)}")
-    losses = FeatureStore.open(probe)
+    check_named("evaluate.upstream", upstream, sets)
+    check_named("evaluate.mixed", mixed, sets)
+    this, losses = Run("evaluate"), FeatureStore.open(probe)
     heads = read_heads(models, losses)
-    summaries, curves, described = [], [], []
+    summaries, curves, bins, described = [], [], [], []
     with (
         atomic(out / "queries") as folder,
         progress("evaluate", len(sets) * len(heads), "head-sets") as advance,
@@ -76,7 +75,10 @@ def run(
             found.append(_reference(case.table))
             summaries.append(summarise(case.queries, found))
             curves += [point for head in found for point in curve(case.queries, head)]
-            pq.write_table(_per_query(case, heads, found), folder / f"{name}.parquet")
+            table = _per_query(case, heads, found)
+            pq.write_table(table, folder / f"{name}.parquet")
+            own = found[:-1]  # all but the reference, which has no percentiles
+            bins += [each for head in own for each in _bins(name, table, head)]
             if case.mixed:
                 pq.write_table(
                     _per_mixed(case.mixed.table, found), folder / f"{name}.mixed.parquet"
@@ -85,9 +87,12 @@ def run(
     with atomic(out / "table.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     write_json(out / "curves.json", curves)
+    write_json(out / "calibration.json", bins)
+    write_json(out / "r_auroc.json", _bars(rows))
     write_json(out / "metrics.json", nested(rows))
     about = _about(heads, losses, described)
     write_json(out / "run.json", about)
+    this.log(out / "queries", sum(each["queries"] for each in described), "queries")
     print(_best(rows, about["heads"]))
 
 
@@ -143,6 +148,33 @@ def _with(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
         if column is not None:
             table = table.append_column(name, pa.array(column))
     return table
+
+
+def _bins(name: str, table: pa.Table, head: "Uncertainties") -> Iterator[dict[str, Any]]:
+    """Yield the share of wrong neighbours by a head's percentile, as `dvc plots` reads it.
+
+    None where few images are: a picture would make too much of them.
+    """
+    from askance.eval.calibration import calibration
+
+    hit = table["hit"].to_numpy()[None] if head.hit is None else head.hit  # (seeds, queries)
+    percentile = np.tile(table[f"percentile/{head.head}"].to_numpy(), len(hit))
+    for each in calibration(percentile, ~hit.ravel()):
+        middle, few = (each.start + each.stop) / 2, each.images < FEW * len(hit)
+        about = {"set": name, "head": head.head, "percentile": round(middle, 3)}
+        yield about | {"wrong": None if few else each.wrong, "images": each.images // len(hit)}
+
+
+def _bars(rows: list["Row"]) -> list[dict[str, Any]]:
+    """Return the R-AUROC of each set and head, mean over seeds, as `dvc plots` reads it."""
+    from askance.eval.summary import MEAN
+
+    found = [row for row in rows if (row["metric"], row["seed"]) == ("r_auroc", MEAN)]
+    return [
+        {"set": row["set"], "head": row["head"], "r_auroc": defined(row["value"])}
+        | {"lower": defined(row["lower"]), "upper": defined(row["upper"])}
+        for row in found
+    ]
 
 
 def _described(name: str, upstream: bool, case: "Case", losses: "FeatureStore") -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from askance.features.recipe import Recipe
 from askance.pipeline.artifacts import Place, place
 from askance.pipeline.command import TooManyRefusedError, command
 from askance.pipeline.progress import progress
+from askance.pipeline.runs import Run
 from askance.stages import options as o
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def run(
     workers: o.Workers = 1,
 ) -> None:
     """Embed every view of every image of a set; go on where an earlier run stopped."""
-    from askance.features.cost import log_run
     from askance.features.embed import Embedder
     from askance.features.index import read_index
     from askance.features.writer import StoreWriter
@@ -67,7 +66,7 @@ def run(
     with StoreWriter(out, embedder.layout(index), index) as writer:
         print(writer.message, flush=True)
         rows, tasks = _work(writer, recipe.images, retry)
-        start, done = time.monotonic(), 0
+        this, done = Run("extract"), 0
         try:
             with (
                 _embedding(embedder, tasks, scheduler, workers if rows else 0) as embedded,
@@ -78,10 +77,9 @@ def run(
                     advance(count * len(views))
         finally:
             if done:
-                seconds = round(time.monotonic() - start, 3)
                 about = {"scheduler": scheduler, "workers": workers, "device": device}
-                with suppress(Exception):  # what stopped the run is told, not what the log met
-                    log_run(out, images=done, views=len(views), seconds=seconds, **about)
+                about |= {"fingerprint": writer.fingerprint}
+                this.log(out, done * len(views), "pictures", **about)
         refused = writer.finish()
     _judge(refused.slice(0, 1).to_pylist(), len(refused), len(index), refusals, out)
     print(f"{out}: {len(index)} images x {len(views)} views, {len(refused)} refused")

@@ -1,7 +1,7 @@
 """mix: a downstream and the upstream store to the neighbours in a half-and-half mixture of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,10 @@ from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
 from askance.pipeline.devices import device as device_called
 from askance.pipeline.progress import progress
+from askance.pipeline.runs import Run
+
+if TYPE_CHECKING:
+    from askance.features.store import FeatureStore
 
 
 def run(
@@ -36,20 +40,10 @@ def run(
     from askance.eval.mixture import mixture, union_label
     from askance.eval.retrieval import neighbours
     from askance.features.store import FeatureStore
-    from askance.stages.cases import class_names
 
-    engine = fastest(str(device_called(device)))
+    this, engine = Run("mix"), fastest(str(device_called(device)))
     stores = [FeatureStore.open(upstream), FeatureStore.open(store)]
-    if stores[0].backbone != stores[1].backbone:
-        raise ValueError(
-            f"expected one backbone in {upstream} and {store}, got two: extract them with the same"
-        )
-    shared = sorted(class_names(stores[0]) & class_names(stores[1]))
-    if shared or stores[0].fingerprint == stores[1].fingerprint:
-        raise ValueError(
-            f"expected new classes in {store}, got {shared[:3] or 'the same images'} of {upstream}"
-            " too, which would count as others: mix sets without common classes"
-        )
+    _check_apart(*stores)
     places = mixture(len(stores[0].rows), len(stores[1].rows), seed, limit)
     parts = list(zip(stores, places, strict=True))
     embedding = np.concatenate([features.some("plain", at) for features, at in parts])
@@ -71,7 +65,25 @@ def run(
     )
     with atomic(out) as temporary:
         pq.write_table(table, temporary)
+    this.log(out, len(table), "queries")
     print(f"{out}: {len(table)} queries, half of either store, R@1 {hit.mean():.4f}")
+
+
+def _check_apart(known: "FeatureStore", new: "FeatureStore") -> None:
+    """Refuse stores of two backbones, or with a class in common, whose images would be misses."""
+    from askance.stages.cases import class_names
+
+    if known.backbone != new.backbone:
+        raise ValueError(
+            f"expected one backbone in {known.path} and {new.path}, got two: extract them with the"
+            " same"
+        )
+    shared = sorted(class_names(known) & class_names(new))
+    if shared or known.fingerprint == new.fingerprint:
+        raise ValueError(
+            f"expected new classes in {new.path}, got {shared[:3] or 'the same images'} of"
+            f" {known.path} too, which would count as others: mix sets without common classes"
+        )
 
 
 main = command(run)

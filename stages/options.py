@@ -1,14 +1,17 @@
 """Options of several commands, each defined once.
 
-Those of `extract`, which `plan` takes, too; and those that say which model is meant.
+Those of `extract`, which `plan` takes, too; those that say which model is meant; and what
+`evaluate` and `curate` start from.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from askance.features.recipe import ClassifierKind, LogitsKept, StoredType
 from askance.features.views import Precision, PreprocessName, View
+from askance.pipeline.artifacts import Place, place
 
 Positive = typer.Option(min=1)
 Share = typer.Option(min=0, max=1, help="share of the images that may be refused")
@@ -49,4 +52,14 @@ HeadSeed = Annotated[
 ]
 ModelWeights = Annotated[
     str, typer.Option(help="of the backbone: pretrained, or a checkpoint; if not given, the run's")
+]
+
+Models = Annotated[Path, typer.Argument(help="the folder of heads")]
+Probe = Annotated[
+    Place, typer.Argument(parser=place, help="the store with the upstream classifier")
+]
+Stores = Annotated[Place, typer.Argument(parser=place, help="the folder of feature stores")]
+Neighbours = Annotated[Path, typer.Argument(help="the folder of neighbours")]
+Upstream = Annotated[
+    list[str], typer.Option(help="those among them whose classes are the upstream's")
 ]

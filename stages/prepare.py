@@ -7,6 +7,7 @@ import typer
 
 from askance.pipeline.artifacts import atomic
 from askance.pipeline.command import command
+from askance.pipeline.runs import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +35,7 @@ def run(
     from askance.features.sources.selection import parse
     from askance.features.sources.sets import contents, label, pack, unite
 
+    this = Run("prepare")
     _check_replaceable(set_folder)
     selections = [parse(line) for line in sources]
     table, classes = label(unite(selections))
@@ -41,10 +43,8 @@ def run(
     with atomic(set_folder) as folder:
         table = pack(folder, set_folder.resolve().name, table, selections)
         write_index(folder, table, classes, contents(folder, table))
+    this.log(set_folder, len(table), "images")
     print(f"{set_folder}: {_summary(table)}")
-
-
-main = command(run)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -78,6 +78,8 @@ def _summary(table: "pa.Table") -> str:
     splits = "".join(f", {count:,} {split}" for split, count in sorted(counts) if split)
     return f"{len(table):,} images, {labels:,} classes, {shards:,} shards{splits}"
 
+
+main = command(run)
 
 if __name__ == "__main__":
     typer.run(main)

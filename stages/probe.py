@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from jaxtyping import Int64, Integer
 
 from askance.pipeline.artifacts import Place, place, remove
 from askance.pipeline.command import command
+from askance.pipeline.runs import Run
 
 if TYPE_CHECKING:
     from askance.features.classify import Classifier
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from askance.features.store import FeatureStore
     from askance.features.writer import StoreWriter
 
-Fitted = tuple[np.ndarray, list["Classifier"]]  # each row's fold, (n,); a classifier per fold
+Labels = Integer[np.ndarray, " c"]  # of the classifier's columns, rising
+Folds = Int64[np.ndarray, " n"]
+Fitted = tuple[Folds, list["Classifier"]]  # each row's fold; a classifier per fold
 
 
 def run(
@@ -39,7 +43,7 @@ def run(
     from askance.features.store import FeatureStore
     from askance.features.writer import StoreWriter
 
-    features = FeatureStore.open(store)
+    this, features = Run("probe"), FeatureStore.open(store)
     own = bool(features.content["classifier"])
     label = _columns(features, columns if own else "present")
     settings: dict[str, Any] = {"columns": columns}
@@ -54,6 +58,7 @@ def run(
     with StoreWriter(out, layout, features.index) as writer:
         _write(writer, features, label, fold, classifiers)
         writer.finish()
+    this.log(out, len(features.rows), "images")
     print(_summary(FeatureStore.open(out)))
 
 
@@ -65,14 +70,14 @@ def _check_replaceable(out: Place) -> None:
         raise ValueError(f"expected a store or nothing, got something else at {out}: move it")
 
 
-def _columns(features: "FeatureStore", columns: Literal["all", "present"]) -> np.ndarray:
+def _columns(features: "FeatureStore", columns: Literal["all", "present"]) -> Labels:
     """Return the label of each column of the classifier, ascending."""
     if columns == "all":
         return np.arange(features.array("classifier/bias").shape[0], dtype=np.int32)
     return np.unique(features.labels)
 
 
-def _restricted(features: "FeatureStore", label: np.ndarray) -> Fitted:
+def _restricted(features: "FeatureStore", label: Labels) -> Fitted:
     from askance.features.classify import Classifier
 
     whole = features.classifier
@@ -81,7 +86,7 @@ def _restricted(features: "FeatureStore", label: np.ndarray) -> Fitted:
 
 
 def _fitted(
-    features: "FeatureStore", label: np.ndarray, folds: int, decay: float, iterations: int
+    features: "FeatureStore", label: Labels, folds: int, decay: float, iterations: int
 ) -> Fitted:
     """Fit one probe per fold and, last, the one for use on all rows."""
     import torch
@@ -103,8 +108,8 @@ def _fitted(
 
 def _layout(
     features: "FeatureStore",
-    label: np.ndarray,
-    fold: np.ndarray,
+    label: Labels,
+    fold: Folds,
     classifiers: list["Classifier"],
     settings: dict[str, Any],
 ) -> "Layout":
@@ -140,8 +145,8 @@ def _layout(
 def _write(
     writer: "StoreWriter",
     features: "FeatureStore",
-    label: np.ndarray,
-    fold: np.ndarray,
+    label: Labels,
+    fold: Folds,
     classifiers: list["Classifier"],
 ) -> None:
     """Write the losses block by block; a row's loss is that of its own fold's classifier."""

@@ -1,6 +1,5 @@
 """retrieve: a downstream feature store to the nearest other image of every image."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
 from askance.pipeline.devices import device as device_called
 from askance.pipeline.progress import progress
+from askance.pipeline.runs import Run
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
     from askance.eval.retrieval import drawn, neighbours
     from askance.features.store import FeatureStore
 
-    start, engine = time.monotonic(), fastest(str(device_called(device)))
+    this, engine = Run("retrieve"), fastest(str(device_called(device)))
     features = FeatureStore.open(store)
     rows, label, keys = features.rows, features.labels, pa.array(features.keys, pa.string())
     query = drawn(np.arange(len(rows)), queries or len(rows))
@@ -65,8 +65,8 @@ def run(
     )
     with atomic(out) as temporary:
         pq.write_table(table, temporary)
-    seconds = time.monotonic() - start
-    print(f"{out}: {len(query)} queries, R@1 {hit.mean():.4f}, {checked}{seconds:.1f} s")
+    this.log(out, len(query), "queries")
+    print(f"{out}: {len(query)} queries, R@1 {hit.mean():.4f}, {checked}{this.seconds:.1f} s")
 
 
 main = command(run)

@@ -2,21 +2,17 @@
 
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
 from askance.pipeline.devices import device as device_called
 from askance.pipeline.progress import progress
-from askance.pipeline.seeding import hashed
+from askance.pipeline.runs import Run
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +23,8 @@ if TYPE_CHECKING:
     from askance.heads.fit import Best, Training
     from askance.heads.head import Head, Setup
     from askance.heads.resume import State
+    from askance.stages.sample import Sample
 
-SCALE, GALLERY, QUERIES = 100_000, 20_000, 5_000  # images at most: of percentiles, of validation
 VALIDATIONS = 20  # in a training: the points of its curves
 
 
@@ -73,6 +69,7 @@ def run(
     from askance.heads.catalogue import find
     from askance.heads.checkpoint import SavedHead, quantiles, save
     from askance.heads.resume import State
+    from askance.stages.sample import Sample
 
     _check_curves()
     trained = [name for name in heads if find(name).trained]
@@ -80,22 +77,19 @@ def run(
         raise ValueError(
             f"expected an even batch, whose rows form pairs, got {batch}: make train.batch even"
         )
+    this = Run("train")
     features, losses = FeatureStore.open(store), FeatureStore.open(probe)
     on = device_called(device)
-    options: dict[str, Any] = {"steps": steps, "batch": batch, "lr": lr}
-    options |= {"width": width, "depth": depth, "holdout": holdout, "memory": memory}
-    options |= {"loss": loss, "keep": keep, "precision": precision}
-    sample = _Sample.draw(features, holdout, on)
+    options = Options(steps, batch, lr, width, depth, holdout, memory, loss, keep, precision)
+    sample = Sample.draw(features, holdout, on)
     batches = _batches(features, losses, trained, sample, options, on) if trained else None
     setup = _setup(features, losses, options, on)
     training = _training(trained, seeds, setup, options)
-    content = [features.fingerprint, losses.fingerprint, trained, seeds, options, str(on)]
+    content = [features.fingerprint, losses.fingerprint, trained, seeds, asdict(options), str(on)]
     state = State(out.with_name(f".{out.name}.state"), content)
-    if batches:
-        _train(training, batches, sample, state, steps, curves)
-    else:
-        curves.mkdir(parents=True, exist_ok=True)
-    note = {"upstream": store.stem, "probe": losses.fingerprint} | options
+    curves.mkdir(parents=True, exist_ok=True)
+    taken = _train(training, batches, sample, state, steps, curves) if batches else 0
+    note = {"upstream": store.stem, "probe": losses.fingerprint} | asdict(options)
     with atomic(out) as folder:
         folder.mkdir()
         for order, name in enumerate(heads):
@@ -108,65 +102,28 @@ def run(
                 )
                 save(folder / f"{name}-{seed}.safetensors", saved)
     state.clear()
+    this.log(out, taken, "steps")
     print(_summary(training, sample.queries, steps))
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """Upstream images that every head is looked at with, ordered by their keys' hashes.
+class Options:
+    """What decides a training beside its data, as `run` has it."""
 
-    `scale` (k, d) are those whose uncertainties give percentiles; the first of them, as many as
-    there are labels, are the gallery of validation; the first `queries` of these search it, and
-    are never trained on. Plain views, where the store has some: what users score are pictures.
-    """
-
-    scale: "torch.Tensor"
-    label: "torch.Tensor"
-    queries: int
-    held_out: np.ndarray
-
-    @classmethod
-    def draw(cls, features: "FeatureStore", holdout: float, device: "torch.device") -> "_Sample":
-        import torch
-
-        order = hashed(features.keys)
-        queries = min(math.ceil(holdout * len(order)), QUERIES)
-        held_out = np.zeros(len(order), bool)
-        held_out[order[:queries]] = True
-        view = "plain" if "plain" in features.views else features.views[0]
-        scale = torch.from_numpy(features.some(view, order[:SCALE])).to(device)
-        label = torch.from_numpy(features.labels[order[:GALLERY]]).to(device)
-        return cls(scale, label, queries, held_out)
-
-    def r_auroc(self, head: "Head") -> float:
-        """Return how well a head foretells wrong neighbours of held-out images; NaN if undefined.
-
-        The neighbours are those of the head's own representation.
-        """
-        import torch
-
-        from askance.eval.holdout import hits
-        from askance.eval.ranks import auroc
-
-        if not self.queries:
-            return math.nan
-        uncertainty = head.uncertainty(self.scale[: self.queries]).double().cpu().numpy()
-        if not head.mapped:
-            return auroc(uncertainty, ~self.hits)
-        with torch.inference_mode():
-            mapped = head.representation(self.scale[: len(self.label)])
-        return auroc(uncertainty, ~hits(mapped, self.label, self.queries))
-
-    @cached_property
-    def hits(self) -> np.ndarray:
-        """Whether the nearest neighbour by the frozen embedding has the same label, per query."""
-        from askance.eval.holdout import hits
-
-        return hits(self.scale[: len(self.label)], self.label, self.queries)
+    steps: int
+    batch: int
+    lr: float
+    width: int
+    depth: int
+    holdout: float
+    memory: float
+    loss: str
+    keep: str
+    precision: str
 
 
 def _setup(
-    features: "FeatureStore", losses: "FeatureStore", options: dict[str, Any], on: "torch.device"
+    features: "FeatureStore", losses: "FeatureStore", options: Options, on: "torch.device"
 ) -> "Setup":
     import torch
 
@@ -174,24 +131,22 @@ def _setup(
 
     known, dim = losses.classifier, features.array("embedding").shape[-1]
     weight, bias = torch.from_numpy(known.weight).to(on), torch.from_numpy(known.bias).to(on)
-    return Setup(dim, options["width"], options["depth"], weight, bias)
+    return Setup(dim, options.width, options.depth, weight, bias)
 
 
-def _training(
-    names: list[str], seeds: list[int], setup: "Setup", options: dict[str, Any]
-) -> "Training":
+def _training(names: list[str], seeds: list[int], setup: "Setup", options: Options) -> "Training":
     from askance.heads.fit import Training, paper_schedule, peak_rate
 
-    rate = paper_schedule(options["steps"], peak_rate(options["lr"], options["batch"]))
-    return Training(names, seeds, setup, rate, bfloat16=options["precision"] == "bfloat16")
+    rate = paper_schedule(options.steps, peak_rate(options.lr, options.batch))
+    return Training(names, seeds, setup, rate, bfloat16=options.precision == "bfloat16")
 
 
 def _batches(
     features: "FeatureStore",
     losses: "FeatureStore",
     names: list[str],
-    sample: _Sample,
-    options: dict[str, Any],
+    sample: "Sample",
+    options: Options,
     on: "torch.device",
 ) -> "Batches":
     """Return the batches that the heads need; in bfloat16 if all of them round to it anyway."""
@@ -202,37 +157,38 @@ def _batches(
     from askance.heads.head import Need
 
     kinds = [find(name) for name in names]
-    rounded = options["precision"] == "bfloat16" and all(kind.in_bfloat16 for kind in kinds)
+    rounded = options.precision == "bfloat16" and all(kind.in_bfloat16 for kind in kinds)
     return Batches(
         features,
         losses,
-        batch=options["batch"],
+        batch=options.batch,
         rows=any(Need.PAIRS not in kind.needs for kind in kinds),
         pairs=any(Need.PAIRS in kind.needs for kind in kinds),
         held_out=sample.held_out,
         seed=0,  # all seeds see the same batches
-        loss="loss" if options["loss"] == "cross-fitted" else "loss_in_sample",
+        loss="loss" if options.loss == "cross-fitted" else "loss_in_sample",
         dtype=torch.bfloat16 if rounded else torch.float32,
         device=on,
-        memory=int(options["memory"] * 2**30),
+        memory=int(options.memory * 2**30),
     )
 
 
 def _train(
     training: "Training",
     batches: "Batches",
-    sample: _Sample,
+    sample: "Sample",
     state: "State",
     steps: int,
     curves: Path,
-) -> None:
-    """Take the steps that are left; validate, log and save now and then."""
+) -> int:
+    """Take the steps that are left; validate, log and save now and then. Return how many."""
     from askance.heads.head import Batch
 
     history, every = state.restore(training), max(1, steps // VALIDATIONS)
+    left = steps - training.done
     if training.done:
         print(f"train: going on after step {training.done} of {steps}", file=sys.stderr)
-    with _live(curves) as live, progress("train", steps - training.done, "steps") as advance:
+    with _live(curves) as live, progress("train", left, "steps") as advance:
         for point in history:
             _log(live, point)
         for step in batches.steps(training.done, steps):
@@ -245,6 +201,7 @@ def _train(
                 history.append({"step": training.done, **found})
                 _log(live, history[-1])
                 state.save(training, history)
+    return left
 
 
 def _check_curves() -> None:
@@ -257,15 +214,12 @@ def _check_curves() -> None:
         ) from error
 
 
-@contextmanager
-def _live(folder: Path) -> Iterator["Live"]:
-    """Yield DVCLive's log, which `dvc plots` reads; the graph itself is none of its business."""
+def _live(folder: Path) -> "Live":
+    """Open DVCLive's log, which `dvc plots` reads; the graph itself is none of its business."""
     from dvclive import Live
 
-    with Live(
-        str(folder), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False
-    ) as live:
-        yield live
+    quiet: dict[str, Any] = {"save_dvc_exp": False, "dvcyaml": None, "report": None}
+    return Live(str(folder), monitor_system=False, **quiet)
 
 
 def _log(live: "Live", point: dict[str, Any]) -> None:

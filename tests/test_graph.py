@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from askance.pipeline.runs import read_costs
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
@@ -95,9 +97,23 @@ def test_dvc_reads_metrics_and_plots(repository):
     assert "r_auroc.ranking.seen" in run(repository, "dvc metrics show")
     assert "r_auroc.ranking.seen" in run(repository, "dvc exp show --csv --no-pager")
     drawn = json.loads(run(repository, "dvc plots show --json"))["data"]
-    assert "risk-coverage" in drawn
+    assert {"r-auroc", "risk-coverage", "calibration", "safe-retrieval"} < set(drawn)
     assert any(name.endswith("r_auroc/ranking.tsv") for name in drawn)
     assert all(figure for plot in drawn.values() for figure in plot)
+    run(repository, "python -m askance.pipeline.plots results/plots")
+    pictures = (repository / "results" / "plots").glob("*.png")
+    assert {path.stem for path in pictures} >= {"r-auroc", "safe-retrieval", "r_auroc-ranking"}
+
+
+def test_what_runs_took_is_known_of_every_stage_and_changes_no_hash(repository):
+    folders = ("data", "stores", "neighbours", "results/maps", ".", "results")
+    costs = read_costs(*(repository / folder for folder in folders))
+    stages = {"prepare", "extract", "probe", "retrieve", "map", "train", "evaluate", "curate"}
+    assert {cost.stage for cost in costs} == stages
+    for log in repository.rglob("*.runs.jsonl"):
+        log.write_text(log.read_text() * 2)
+    assert "up to date" in run(repository, "dvc status")
+    assert not run(repository, "git status --porcelain")
 
 
 def test_a_head_variant_never_touches_the_backbone(repository):

@@ -1,6 +1,5 @@
 """What a store costs: the forecast equals the store, chunk by chunk and file by file."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -12,11 +11,8 @@ from hypothesis import strategies as st
 
 from askance.features.cost import (
     MANY_FILES,
-    Actual,
     actual,
     cost,
-    log_of,
-    log_run,
     logits_bytes,
     reading,
     schema,
@@ -25,8 +21,10 @@ from askance.features.embed import Embedder
 from askance.features.index import SCHEMA, read_index, write_index
 from askance.features.layout import Array, Layout
 from askance.features.recipe import Recipe
+from askance.features.store import FeatureStore
 from askance.features.views import View
 from askance.features.writer import StoreWriter
+from askance.pipeline.runs import Run, read_log
 
 
 def on_disk(path):
@@ -197,14 +195,9 @@ def test_of_an_unfinished_store_rows_and_files_are_counted(tmp_path):
 
 def test_runs_are_summed_unless_another_store_had_the_place(tmp_path):
     store, _ = written(tmp_path, blocks=3)
-    log_of(store).write_text(
-        json.dumps({"fingerprint": "x", "images": 9, "views": 9, "seconds": 9}) + "\n"
-    )
-    log_run(store, images=8, views=2, seconds=4.0, device="cpu")
-    log_run(store, images=2, views=2, seconds=1.5, device="cpu")
-    found = actual(store)
-    assert isinstance(found, Actual)
-    assert (found.pictures, found.seconds) == (20, 5.5)
-    last = json.loads(log_of(store).read_text().splitlines()[-1])
-    assert last["device"] == "cpu"
-    assert last["ended"] > "2025"
+    made = FeatureStore(store).fingerprint
+    for count, fingerprint in ((9, "another"), (16, made), (4, made)):
+        Run("extract").log(store, count, "pictures", fingerprint=fingerprint)
+    found, logged = actual(store), read_log(store)
+    assert found.pictures == 20
+    assert found.seconds == sum(run["seconds"] for run in logged[1:])

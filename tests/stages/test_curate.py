@@ -358,6 +358,17 @@ def test_a_head_can_be_named(chain, tmp_path, capsys):
         run(chain, tmp_path / "out", head="elk")
 
 
+def test_curves_are_safe_retrieval_of_every_set_by_the_share_of_all_images(curated):
+    _, found = summaries(curated)
+    curves = json.loads((curated / "curves.json").read_text())
+    assert curves == [
+        {"set": name} | {column: row[column] for column in ("case", "share", "recall")}
+        for name in SETS
+        for row in found[name]["safe"]
+        if row["rule"] == "global"
+    ]
+
+
 def test_a_failed_run_leaves_the_former_result(chain, curated, tmp_path):
     out = shutil.copytree(curated, tmp_path / "out")
     with pytest.raises(ValueError, match="leave new out of the upstream sets"):

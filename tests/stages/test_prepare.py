@@ -100,7 +100,7 @@ def test_a_failure_leaves_the_earlier_set(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "set", [f"folder path={root}"])
     assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "set", "set.runs.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_table_has_one_row_per_image_that_was_embedded(store, tmp_path, capsys):
         found["similarity"], np.cos(np.deg2rad([10, 4, 4, 10, 10])), rtol=0, atol=1e-3
     )
     assert re.search(r"set\.parquet: 5 queries, R@1 0\.2000, \d+\.\d s\n", capsys.readouterr().out)
-    assert os.listdir(out.parent) == ["set.parquet"]  # noqa: PTH208 - hidden files too
+    names = os.listdir(out.parent)  # noqa: PTH208 - hidden files too
+    assert sorted(names) == ["set.parquet", "set.parquet.runs.jsonl"]
 
 
 def test_another_view_gives_other_neighbours(store, tmp_path):

@@ -93,7 +93,7 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bytes(
     assert heads(tmp_path) == heads(whole)
     assert curves(tmp_path) == curves(whole)
     left = {path.name for path in tmp_path.iterdir() if path.suffix != ".partial"}
-    assert left == {"models", "curves"}
+    assert left == {"models", "models.runs.jsonl", "curves"}
 
 
 def test_a_state_of_other_parameters_is_not_gone_on_with(tmp_path, stores, monkeypatch):
