@@ -54,15 +54,6 @@ class Dot(NamedTuple):
     upper: float
 
 
-class Point(NamedTuple):
-    """One point of a head's risk-coverage curve on a data set; a risk of None is undefined."""
-
-    group: str
-    head: str
-    coverage: float
-    risk: float | None
-
-
 def marked(head: Mapping[str, Any]) -> str:
     """Return the name of a head of run.json with its marks, as it is shown wherever numbers are."""
     marks = (mark for mark, on in zip(MARKS, ("of_backbone", "mapped"), strict=True) if head[on])
@@ -115,64 +106,6 @@ def dots(estimates: Sequence[Dot], looks: Mapping[str, Style], group: str) -> st
         axes.set_title(group, parse_math=False)
 
     return _svg((3.2, 0.165 * len(looks) + 0.75), f"R-AUROC on {group}", draw)
-
-
-def risk_coverage(
-    points: Sequence[Point], looks: Mapping[str, Style], group: str, level: float
-) -> str:
-    """Draw one data set's curves: the share wrong (risk) among the most certain share (coverage).
-
-    Undefined risks are left out. The faint line at `level` is the risk of keeping all: an
-    uncertainty that knows nothing stays near it.
-    """
-    known = sorted(
-        (point.head, point.coverage, point.risk)
-        for point in points
-        if point.group == group and point.risk is not None and math.isfinite(point.risk)
-    )
-
-    def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
-        if math.isfinite(level):
-            axes.axhline(level, color=INK, alpha=0.4, lw=0.8)
-        for head, look in looks.items():  # grey lies below, the strongest line on top
-            curve = [(coverage, risk) for name, coverage, risk in known if name == head]
-            if curve:
-                line = {"color": look.color, "ls": look.dash, "lw": look.width}
-                axes.plot(*zip(*curve, strict=True), **line, zorder=2 + look.width)
-        axes.set(xlim=(0, 1), xlabel="coverage", ylabel="risk")
-        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-        risks = [0.05, level, *(risk for _, _, risk in known)]
-        axes.set_ylim(0, 1.08 * max(risk for risk in risks if math.isfinite(risk)))
-        axes.set_title(group, parse_math=False)
-        axes.grid()
-
-    return _svg((2.4, 2.0), f"Risk by coverage on {group}", draw)
-
-
-def recall_by_share(
-    curves: Mapping[str, Sequence[tuple[float, float]]], looks: Mapping[str, Style], group: str
-) -> str:
-    """Draw one data set's recalls against the share of the images kept, a line for each case.
-
-    Undefined (NaN) recalls are gaps. Each data set has its own range, of 0.1 at least.
-    """
-
-    def draw(figure: "Figure") -> None:
-        axes = figure.add_subplot()
-        for case, look in looks.items():
-            line = {"color": look.color, "ls": look.dash, "lw": look.width, "marker": look.marker}
-            axes.plot(*zip(*curves[case], strict=True), **line, ms=3.5, zorder=2 + look.width)
-        recalls = [recall for curve in curves.values() for _, recall in curve]
-        known = [recall for recall in recalls if math.isfinite(recall)] or [0.5]
-        middle, half = (min(known) + max(known)) / 2, (max(known) - min(known)) / 2
-        axes.set_ylim(middle - 1.1 * max(half, 0.05), middle + 1.1 * max(half, 0.05))
-        axes.set(xlim=(0.47, 1.03), xlabel="share kept", ylabel="R@1")
-        axes.set_xticks([0.5, 0.75, 1], ["0.5", "0.75", "1"])
-        axes.set_title(group, parse_math=False)
-        axes.grid()
-
-    return _svg((2.4, 2.0), f"R@1 by share kept on {group}", draw)
 
 
 def against(

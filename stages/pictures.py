@@ -1,7 +1,7 @@
-"""Pictures for the report: the images at both ends of the uncertainty, and those curate found.
+"""Pictures for the report: a mosaic of each set, and the images that curate found.
 
-Comes in: tables that name images by row and key, and the prepared sets. Goes out: thumbnails as
-data addresses, with what the page says of each.
+Comes in: tables that name images by row and key, and the prepared sets. Goes out: pictures as data
+addresses, with what the page says of each.
 """
 
 import base64
@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
-from jaxtyping import Float, Int
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+from PIL import Image, ImageOps
 
+from askance.features.blocks import plan, task
 from askance.features.index import Index, read_index
-from askance.features.reader import image
+from askance.features.reader import image, images
 from askance.features.views import decode
 from askance.pipeline.artifacts import read_json
-from askance.pipeline.seeding import generator
 
-THUMBNAIL, TINY = 96, 48  # pixels: the longest side kept; below the other, shown as squares
+THUMBNAIL, TILE = 96, 64  # pixels: the longest side kept, of a picture alone and in a mosaic
+TINY = 48  # pixels: below, each is shown as a square
+QUALITY = 75  # of a mosaic's WebP
+BLOCK = 4096  # rows whose places are looked up at a time
 
 Json = dict[str, Any]
 
@@ -33,21 +38,14 @@ class Picture(NamedTuple):
     address: str
 
 
-class Pair(NamedTuple):
-    """A query, what it retrieved, and its uncertainty's rank among the upstream images."""
+class Mosaic(NamedTuple):
+    """Pictures of a set in one, row by row; `places` has those that can be read."""
 
-    query: Picture
-    neighbour: Picture
-    percentile: float
-    hit: bool
-
-
-class Gallery(NamedTuple):
-    """A set's most and least certain images, and the share wrong in the tenth at either end."""
-
-    certain: list[Pair]
-    uncertain: list[Pair]
-    wrong: tuple[float, float]
+    address: str
+    columns: int
+    rows: int
+    places: dict[int, int]  # of each row of the index
+    tiny: bool
 
 
 class Suspect(NamedTuple):
@@ -79,32 +77,47 @@ class Curation(NamedTuple):
     sets: list[Finds]
 
 
-def read_gallery(queries: Path, data: Path, head: str, count: int) -> Gallery:
-    """Read the queries of the set DATA, and the pictures at both ends."""
-    table, index = pq.read_table(queries), read_index(data)
-    order = certain_first(table[f"percentile/{head}"].to_numpy(), data.name)
-    wrong = 1 - table["hit"].to_numpy()[order]
-    shown, tenth = min(count, (len(order) + 1) // 2), len(order) // 10
-    certain, uncertain = (
-        [_pair(index, query, head) for query in table.take(end[:shown]).to_pylist()]
-        for end in (order, order[::-1])
+def mosaic(index: Index, rows: Int[np.ndarray, " n"]) -> Mosaic:
+    """Put the pictures of some rows of a prepared set into one; `rows` ascend.
+
+    Where the largest is tiny, they keep their size and every pixel; else each fills a square of
+    `TILE` pixels.
+    """
+    tables = (
+        samples.filter(pc.is_in(samples["row"], pa.array(rows)))
+        for samples in (task(index, block).samples for block in plan(len(index), BLOCK))
     )
-    shares = (wrong[:tenth].mean(), wrong[-tenth:].mean()) if tenth else (math.nan, math.nan)
-    return Gallery(certain, uncertain, shares)
+    pictures = [_small(content) for _, content in images(tables)]
+    found = [(row, each) for row, each in zip(rows.tolist(), pictures, strict=True) if each]
+    largest = max((max(each.size) for _, each in found), default=1)
+    tiny, side = largest < TINY, largest if largest < TINY else TILE
+    columns = max(1, math.ceil(math.sqrt(len(found))))
+    lines = max(1, math.ceil(len(found) / columns))
+    sheet = Image.new("RGBA", (columns * side, lines * side))
+    for place, (_, each) in enumerate(found):
+        tile = each if tiny else _filling(each)
+        left, top = place % columns * side, place // columns * side
+        sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
+    sink = io.BytesIO()
+    sheet.save(sink, "webp", lossless=tiny, quality=QUALITY)
+    places = {row: place for place, (row, _) in enumerate(found)}
+    return Mosaic(_address("webp", sink.getvalue()), columns, lines, places, tiny)
 
 
-def certain_first(percentile: Float[np.ndarray, " n"], name: str) -> Int[np.ndarray, " defined"]:
-    """Return the rows by rising percentile, without NaN; ties in a random order fixed by `name`."""
-    # Far from upstream many rows share the last percentile: in their own order, often one class.
-    shuffled = generator("report", name).permutation(len(percentile))
-    order = shuffled[percentile[shuffled].argsort(kind="stable")]
-    return order[np.isfinite(percentile[order])]
+def _small(content: bytes | str) -> Image.Image | None:
+    """Return a picture of `TILE` pixels at most; None of one that can't be read."""
+    if isinstance(content, str):
+        return None
+    try:
+        picture = decode(content)
+    except ValueError:
+        return None
+    picture.thumbnail((TILE, TILE))
+    return picture
 
 
-def _pair(index: Index, query: Json, head: str) -> Pair:
-    own = _picture(index, query["row"], query["key"])
-    neighbour = _picture(index, query["neighbour"], query["neighbour_key"])
-    return Pair(own, neighbour, query[f"percentile/{head}"], query["hit"])
+def _filling(picture: Image.Image) -> Image.Image:
+    return ImageOps.contain(picture, (TILE, TILE), Image.Resampling.NEAREST)
 
 
 def read_curation(path: Path, data: Path, count: int) -> Curation | None:
@@ -134,18 +147,30 @@ def _twins(index: Index, pair: Json) -> Twins:
 
 
 def _picture(index: Index, row: int, key: str) -> Picture:
-    if row < 0:
-        return Picture("no other image", "", "")
-    if row >= len(index) or index.keys[row] != key:
-        raise ValueError(
-            f"expected {key!r} in row {row} of {index.folder}: run evaluate and curate again"
-        )
+    check_row(index, row, key)
     try:
         address = thumbnail(image(index, row))
     except (ValueError, OSError):
         address = ""
+    return Picture(key, class_name(index, row), address)
+
+
+def check_row(index: Index, row: int, key: str) -> None:
+    """Check that a result is of this preparation of its set.
+
+    Raises:
+        ValueError: another image stands in this row.
+    """
+    if row >= len(index) or index.keys[row] != key:
+        raise ValueError(
+            f"expected {key!r} in row {row} of {index.folder}: run evaluate and curate again"
+        )
+
+
+def class_name(index: Index, row: int) -> str:
+    """Return the name of a row's class."""
     label = int(index.labels[row])
-    return Picture(key, index.classes.get(label, f"class {label}"), address)
+    return index.classes.get(label, f"class {label}")
 
 
 def thumbnail(content: bytes, side: int = THUMBNAIL) -> str:
@@ -153,8 +178,12 @@ def thumbnail(content: bytes, side: int = THUMBNAIL) -> str:
 
     `side` is the longest that is kept, in pixels.
     """
-    image = decode(content)
-    sink, kind = io.BytesIO(), "png" if max(image.size) < TINY else "jpeg"
-    image.thumbnail((side, side))
-    image.save(sink, kind, optimize=True, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
+    picture = decode(content)
+    sink, kind = io.BytesIO(), "png" if max(picture.size) < TINY else "jpeg"
+    picture.thumbnail((side, side))
+    picture.save(sink, kind, optimize=True, quality=85)
+    return _address(kind, sink.getvalue())
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

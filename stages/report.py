@@ -1,13 +1,15 @@
 """The results as one page: which images go wrong, and how well the uncertainty foretold it.
 
-Comes in: what evaluate wrote (run.json, table.parquet, curves.json, queries/), what curate wrote
-where it ran, and the prepared sets, for their pictures. Goes out: report.html, one file that needs
-nothing beside it.
+Comes in: what evaluate wrote (run.json, table.parquet, curves.json, queries/), what curate and map
+wrote where they ran, the prepared sets for their pictures, and what each stage took. Goes out:
+report.html, one file that needs nothing beside it.
 """
 
-import math
+import base64
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jinja2
 import numpy as np
@@ -17,22 +19,22 @@ from markupsafe import Markup
 from askance.eval.figures import (
     COIN,
     COLORS,
+    GREY,
     MARKS,
     Dot,
-    Point,
     Style,
     against,
     dots,
     marked,
-    recall_by_share,
-    risk_coverage,
     styles,
     swatch,
 )
 from askance.eval.summary import AVERAGE
 from askance.pipeline.artifacts import atomic, read_json
 from askance.pipeline.command import command
-from askance.stages.pictures import Curation, Gallery, Json, read_curation, read_gallery
+from askance.pipeline.runs import Cost, read_costs
+from askance.stages.explore import Scene, choices, curves, read_scene
+from askance.stages.pictures import Curation, Json, read_curation
 from askance.stages.tables import (
     Cells,
     Column,
@@ -48,13 +50,21 @@ from askance.stages.tables import (
     two_kinds,
 )
 
+HERE = Path(__file__).parent
 CASES = styles(["safe queries", "safe gallery and queries", "safe gallery"], ["full"])
 PAGE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    loader=jinja2.FileSystemLoader(HERE),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
+
+
+class Script(NamedTuple):
+    """A script of the page, and its hash: the page's policy lets no other run."""
+
+    text: Markup
+    digest: str
 
 
 def run(
@@ -62,43 +72,69 @@ def run(
     data: Annotated[Path, typer.Argument(help="the folder of prepared sets")],
     *,
     pictures: Annotated[int, typer.Option(min=1, help="of a set, in every row of them")] = 8,
+    limit: Annotated[int, typer.Option(min=2, help="of pictures on the page, all sets")] = 8000,
 ) -> None:
     """Write RESULTS/report.html: the results as one page, with pictures of the sets in DATA."""
     about = read_json(_there(results / "run.json"))
     cells = read_cells(_there(results / "table.parquet"))
-    curves = read_json(_there(results / "curves.json"))
-    head, names = main_head(about["heads"]), [each["name"] for each in about["sets"]]
-    queries = {name: _there(results / "queries" / f"{name}.parquet") for name in names}
-    galleries = {n: read_gallery(path, data / n, head, pictures) for n, path in queries.items()}
+    points = read_json(_there(results / "curves.json"))
     curation = read_curation(results / "curation" / "summary.json", data, pictures)
-    text = page(about, cells, curves, galleries, curation)
+    scenes = []
+    for name in (each["name"] for each in about["sets"]):
+        queries = _there(results / "queries" / f"{name}.parquet")
+        scene = read_scene(
+            queries,
+            data / name,
+            results / "maps" / f"{name}.parquet",
+            choices(about["heads"]),
+            ends=pictures,
+            limit=limit // len(about["sets"]),
+        )
+        scenes.append(scene._replace(data=scene.data | curves(name, points)))
+    root = results.parent
+    costs = read_costs(
+        data,
+        *(root / name for name in ("stores", "neighbours", "neighbours/mixed")),
+        root,
+        results,
+        results / "maps",
+    )
+    text = page(about, cells, scenes, curation, costs, pictures)
     with atomic(results / "report.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    unreadable = text.count('<span class="unreadable"')
-    shown = text.count("<img ") + unreadable
-    print(f"{results / 'report.html'}: {shown} pictures, {unreadable} of them unreadable")
+    print(f"{results / 'report.html'}: {len(text.encode()) / 2**20:.1f} MiB")
 
 
 def page(
     run: Json,
     cells: Cells,
-    curves: list[Json],
-    galleries: dict[str, Gallery],
+    scenes: list[Scene],
     curation: Curation | None,
+    costs: list[Cost],
+    pictures: int,
 ) -> str:
-    """Compose the page; its templates, which also word the notes, are the only files read."""
+    """Compose the page; its templates, style and scripts are the only files read."""
     main, labels = main_head(run["heads"]), {head["name"]: marked(head) for head in run["heads"]}
     groups = grouped(run["heads"], cells)
     heads, references = groups[0] + groups[1], groups[2]
     strongest = sorted(heads, key=lambda head: (head != main, -_height(cells, head)))
     styled = styles([labels[head] for head in strongest], [labels[head] for head in references])
     looks = {labels[head]: styled[labels[head]] for head in heads + references}
-    columns = [*galleries, AVERAGE]
+    names = [scene.data["name"] for scene in scenes]
+    columns = [*names, AVERAGE]
     estimates = [Dot(c, labels[h], *cells["r_auroc", h, c][:3]) for c in columns for h in labels]
-    points = [Point(p["set"], labels[p["head"]], p["coverage"], p["risk"]) for p in curves]
     kinds = two_kinds(cells, groups[:2])
     curated = curation.sets if curation else []
     safe = {each.about["name"]: kept(each.about["safe"]) for each in curated}
+    scenes = [
+        s._replace(data=s.data | {"safe": _shares(safe.get(s.data["name"], []))}) for s in scenes
+    ]
+    drawn = {
+        "heads": [{"name": h, "label": labels[h]} | _line(looks[labels[h]]) for h in labels],
+        "choices": choices(run["heads"]),
+        "cases": [{"name": case} | _line(look) for case, look in CASES.items()],
+        "sets": [scene.data for scene in scenes],
+    }
     return PAGE.get_template("report.html").render(
         run=run,
         about={head["name"]: head for head in run["heads"]},
@@ -114,12 +150,11 @@ def page(
         colored=strongest[: len(COLORS)],
         grey=strongest[len(COLORS) :],
         dots=[Markup(dots(estimates, looks, column)) for column in columns],
-        panels=[
-            Markup(risk_coverage(points, looks, name, 1 - cells["r1", "", name].value))
-            for name in galleries
-        ],
-        galleries=galleries,
-        measures={name: table(cells, groups, measures(name)) for name in [AVERAGE, *galleries]},
+        scenes=scenes,
+        mapped=[s for s in scenes if any(x is not None for x in s.data["pairs"]["x"])],
+        choices=drawn["choices"],
+        pictures=pictures,
+        measures={name: table(cells, groups, measures(name)) for name in [AVERAGE, *names]},
         human=table(cells, groups, human(columns)),
         known=table(cells, groups, known(columns)),
         kinds=kinds,
@@ -127,9 +162,48 @@ def page(
         agreements=agreements(cells, kinds),
         safe=safe,
         safe_swatches={case: Markup(swatch(look)) for case, look in CASES.items()},
-        safe_panels=[Markup(dropping(name, found)) for name, found in safe.items()],
         curation=curation,
+        costs=costs,
+        css=Markup((HERE / "report.css").read_text()),
+        data=_json(drawn),
+        scripts=scripts(),
     )
+
+
+def scripts() -> list[Script]:
+    """Return the page's scripts: the drawing library, and our own."""
+    import vl_convert
+
+    texts = [
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        (HERE / "report.js").read_text(encoding="utf-8"),
+    ]
+    safe = [text.replace("</script", "<\\/script") for text in texts]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in safe]
+    return [Script(Markup(text), digest) for text, digest in zip(safe, digests, strict=True)]
+
+
+def _json(data: Json) -> Markup:
+    """Return data as JSON that can stand in a script element: no tag can end or begin in it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))  # the same string to a JSON reader
+
+
+def _line(look: Style) -> Json:
+    """Return a head's look for a curve; the colour of the text is None."""
+    dash = {"-": [], "--": [6, 3]}.get(look.dash) if isinstance(look.dash, str) else look.dash[1]
+    color = look.color if look.color in (*COLORS, GREY) else None
+    return {"color": color, "dash": [3 * length for length in dash] if dash else []}
+
+
+def _shares(found: list[Kept]) -> list[Json]:
+    """Return the recalls of a set where a share of all its images is kept, a row for each case."""
+    return [
+        {"case": case, "share": each.share, "recall": row["recall"], "queries": row["queries"]}
+        for each in found
+        if each.rule == "global"
+        for case, row in each.cases.items()
+    ]
 
 
 def scatters(cells: Cells, kinds: Table, looks: dict[str, Style]) -> list[Markup]:
@@ -143,20 +217,6 @@ def scatters(cells: Cells, kinds: Table, looks: dict[str, Style]) -> list[Markup
         return Markup(against(places, looks, x.title, y.title))
 
     return [draw(x, y) for x in kinds.columns[-1:] for y in kinds.columns[:-1]]
-
-
-def dropping(name: str, found: list[Kept]) -> str:
-    """Draw what leaving out a share of all of a set's images does to its recall."""
-    shares = [each for each in found if each.rule == "global"]
-    curves = {
-        case: [(each.share, _defined(each.cases[case]["recall"])) for each in shares]
-        for case in CASES
-    }
-    return recall_by_share(curves, CASES, name)
-
-
-def _defined(number: float | None) -> float:
-    return math.nan if number is None else number
 
 
 def main_head(heads: list[Json]) -> str:

@@ -11,12 +11,9 @@ from askance.eval.figures import (
     GREY,
     MARKS,
     Dot,
-    Point,
     against,
     dots,
     marked,
-    recall_by_share,
-    risk_coverage,
     styles,
     swatch,
 )
@@ -29,12 +26,6 @@ ESTIMATES = [
     Dot("emoji", "entropy", 0.51, 0.47, 0.55),
     Dot("digits", "ranking", 0.46, math.nan, math.nan),
     Dot("digits", "entropy", math.nan, math.nan, math.nan),
-]
-POINTS = [
-    Point(group, head, coverage, coverage * 0.5)
-    for group in ("emoji", "digits")
-    for head in ("ranking", "entropy", "neighbour-distance")
-    for coverage in (0.25, 0.5, 1.0)
 ]
 
 
@@ -60,10 +51,6 @@ def charts():
     return [
         dots(ESTIMATES, LOOKS, "emoji"),
         dots(ESTIMATES, LOOKS, HOSTILE),
-        risk_coverage(POINTS, LOOKS, "emoji", 0.5),
-        risk_coverage([], LOOKS, HOSTILE, math.nan),
-        recall_by_share({case: [(1.0, 0.4), (0.5, 0.5)] for case in LOOKS}, LOOKS, "emoji"),
-        recall_by_share({case: [(1.0, math.nan)] for case in LOOKS}, LOOKS, HOSTILE),
         against({"ranking": (0.6, 0.5), "entropy": (0.4, 0.7)}, LOOKS, "OOD AUROC", "R-AUROC"),
         against({}, LOOKS, HOSTILE, HOSTILE),
         *(swatch(look) for look in LOOKS.values()),
@@ -91,9 +78,6 @@ def test_every_id_is_used_and_every_use_has_its_id():
 
 
 def test_names_are_escaped_and_no_formula():
-    svg = risk_coverage([], LOOKS, HOSTILE, 0.5)
-    assert HOSTILE in texts(svg)
-    assert f"Risk by coverage on {HOSTILE}" == ElementTree.fromstring(svg).get("aria-label")
     svg = dots([], styles([HOSTILE]), HOSTILE)
     assert texts(svg).count(HOSTILE) == 2  # the head, and the data set
     assert f"R-AUROC on {HOSTILE}" == ElementTree.fromstring(svg).get("aria-label")
@@ -133,52 +117,6 @@ def test_dots_stand_in_the_order_of_their_values_in_the_same_range_on_all_sets()
     assert (b - a) / (a - c) == pytest.approx(2, rel=1e-4)
 
 
-def test_risk_coverage_draws_the_curves_of_its_own_set_only():
-    svg = risk_coverage(POINTS, LOOKS, "emoji", 0.5)
-    assert len(lines(svg, COLORS[0])) == 1
-    assert len(lines(svg, COLORS[1])) == 1
-    other = [Point("digits", "ranking", 0.5, 0.1)]
-    assert risk_coverage(POINTS + other, LOOKS, "emoji", 0.5) == svg
-    assert not lines(risk_coverage(other, LOOKS, "emoji", 0.5), COLORS[0])
-
-
-def test_risk_coverage_leaves_out_undefined_risks_and_sorts_by_coverage():
-    points = [Point("emoji", "ranking", c, r) for c, r in ((1, 0.5), (0.5, None), (0.2, 0.1))]
-    path = lines(
-        risk_coverage([*points, Point("emoji", "ranking", 0.7, math.nan)], LOOKS, "emoji", 0.5),
-        COLORS[0],
-    )
-    x = [float(x) for x in re.findall(r"[ML] ([\d.]+)", path[0].get("d"))]
-    assert len(x) == 2
-    assert x == sorted(x)
-
-
-def test_recall_by_share_has_a_line_and_markers_for_each_case():
-    curves = {"ranking": [(1.0, 0.4), (0.7, 0.5), (0.5, 0.6)], "entropy": [(1.0, 0.4), (0.5, 0.3)]}
-    looks = styles(list(curves))
-    svg = recall_by_share(curves, looks, "emoji")
-    for color, (case, points) in zip(COLORS, curves.items(), strict=False):
-        (line,) = lines(svg, color)
-        x, y = (
-            [float(n) for n in re.findall(p, line.get("d"))]
-            for p in (r"[ML] ([\d.]+)", r"[ML] [\d.]+ ([\d.]+)")
-        )
-        assert len(markers(svg, color)) == len(points)
-        assert x == sorted(x, reverse=True)
-        assert y == sorted(y, reverse=case == "ranking")  # y grows downwards
-    assert [text for text in texts(svg) if text[0].isalpha()] == ["share kept", "R@1", "emoji"]
-    assert ElementTree.fromstring(svg).get("aria-label") == "R@1 by share kept on emoji"
-
-
-def test_undefined_recalls_are_gaps_and_equal_ones_have_a_range():
-    looks = styles(["ranking"])
-    svg = recall_by_share({"ranking": [(1.0, 0.4), (0.7, math.nan), (0.5, 0.4)]}, looks, "a")
-    (line,) = lines(svg, COLORS[0])
-    assert line.get("d").count("M") == 2
-    assert len(markers(svg, COLORS[0])) == 2
-    assert {0.35, 0.4, 0.45} <= {float(text) for text in texts(svg) if text[0] == "0"}
-
-
 def test_against_draws_a_dot_for_each_head_with_both_numbers():
     looks = styles(["a", "b", "c", "d"])
     places = {"a": (0.4, 0.7), "b": (0.6, 0.5), "c": (0.5, math.nan), "other": (0.1, 0.1)}
@@ -198,30 +136,11 @@ def test_heads_differ_in_colour_and_in_marker():
     assert looks["head0"].width > looks["head1"].width
 
 
-def heights(path):
-    return [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path.get("d"))]
-
-
-@pytest.mark.parametrize(("level", "above"), [(0.4, True), (0.2, False)])
-def test_the_level_line_is_where_it_is_asked_for(level, above):
-    points = [Point("a", "ranking", c, 0.3) for c in (0.5, 1.0)]
-    svg = risk_coverage(points, LOOKS, "a", level)
-    (line,) = (p for p in lines(svg, "currentColor") if "stroke-opacity: 0.4" in p.get("style"))
-    (curve,) = lines(svg, COLORS[0])
-    assert len(set(heights(line))) == 1
-    assert (heights(line)[0] < heights(curve)[0]) == above  # y grows downwards
-
-
-def test_more_heads_than_colours_are_grey_and_lie_below():
+def test_more_heads_than_colours_are_grey():
     looks = styles([f"head{number}" for number in range(20)], ["reference"])
     assert [look.color for look in looks.values()][5:8] == [COLORS[5], GREY, GREY]
     assert looks["head19"] == looks["head6"]
     assert looks["reference"].color not in (*COLORS, GREY)
-    points = [Point("a", head, c, 0.3) for head in looks for c in (0.5, 1.0)]
-    svg = risk_coverage(points, looks, "a", 0.5)
-    assert len(lines(svg, GREY)) == 14
-    assert svg.rindex(GREY) < min(svg.index(f"stroke: {color}") for color in COLORS)
-    assert max(COLORS, key=lambda color: svg.index(f"stroke: {color}")) == COLORS[0]
 
 
 @pytest.mark.parametrize(

