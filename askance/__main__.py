@@ -6,6 +6,7 @@ import typer
 
 from askance import (
     __version__,
+    compare,
     doctor,
     export,
     hub,
@@ -27,10 +28,11 @@ from askance.stages import (
     retrieve,
     train,
 )
+from askance.stages import map as map_
 
-STAGES = (prepare, extract, probe, retrieve, mix, train, evaluate, curate, report)
+STAGES = (prepare, extract, probe, retrieve, mix, map_, train, evaluate, curate, report)
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for module in (*STAGES, doctor, verify, plan, select, threshold, score, export):
+for module in (*STAGES, doctor, verify, plan, select, threshold, score, export, compare):
     app.command(module.__name__.rpartition(".")[2])(module.main)
 for name, wrapped in {**hub.COMMANDS, **published.COMMANDS}.items():
     app.command(name)(wrapped)
