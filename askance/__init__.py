@@ -10,8 +10,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Where each public name is.
-_PUBLIC = dict.fromkeys(("Model", "load", "open_store"), "askance.model")
-_PUBLIC["UncertaintyScorer"] = "askance.scorer"
+_PUBLIC = {
+    "Model": "askance.model",
+    "UncertaintyScorer": "askance.scorer",
+    "load": "askance.model",
+    "open_store": "askance.features.store",
+}
 __all__ = ["Model", "UncertaintyScorer", "__version__", "load", "metrics", "open_store"]
 
 
