@@ -7,7 +7,8 @@ writes it.
 """
 
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -15,7 +16,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from askance.features.classify import Classifier
 from askance.features.index import Index, read_index
-from askance.pipeline.artifacts import Place
+from askance.pipeline.artifacts import Place, place
 
 FORMAT = "askance-features/1"
 NOT_YET, DONE, REFUSED = 0, 1, 2
@@ -30,7 +31,7 @@ class FeatureStore:
 
     def __init__(self, path: Place) -> None:
         self.path = path
-        self.group = zarr.open_group(str(path), mode="r")
+        self.group = opened(path)
         self.content: dict[str, Any] = self.group.attrs["content"]  # type: ignore[assignment]
 
     @classmethod
@@ -170,9 +171,33 @@ class Slices:
         return whole if len(whole) == len(rows) else whole[rows - first]
 
 
+def record_of(number: int) -> str:
+    """Return the name of a block's record."""
+    return f"{BLOCKS}/{number:05}.json"
+
+
+def open_store(path: Path | str) -> FeatureStore:
+    """Open a finished feature store, at a path or URL: its arrays, with keys and labels.
+
+    Raises:
+        ValueError: not a store of this format, one that is not finished, or a URL that may hold
+            credentials.
+    """
+    return FeatureStore.open(place(str(path)))
+
+
+def opened(path: Place, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    """Open a store's group, which may be a stranger's: in Zarr's format 3 alone.
+
+    An array of format 2 names its codecs freely, one of which unpickles; the consolidated metadata
+    of a group of format 3 can hold such an array (tests/features/test_hostile_stores.py).
+    """
+    return zarr.open_group(str(path), mode=mode, zarr_format=3, use_consolidated=False)
+
+
 def attributes(path: Place) -> dict[str, Any]:
     """Return a store's attributes; none where there is no store, or none that can be read."""
     try:
-        return dict(zarr.open_group(str(path), mode="r").attrs)
+        return dict(opened(path).attrs)
     except (FileNotFoundError, ValueError):
         return {}

@@ -1,16 +1,16 @@
 """Writing a feature store, block by block, so that whatever is finished survives a kill.
 
-Comes in: a layout, an index, and the arrays of one block at a time. Goes out: a store, its account
-of refused rows, and, set aside beside it, the stores of earlier parameters.
+Comes in: a layout, an index, and the arrays of one block at a time. Goes out: a store, and its
+account of refused rows.
 
 A store has one writer. Workers, however many, hand their arrays to it: no late or doubled worker
 can spoil a block, and only one machine needs to reach the store.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
-from filelock import FileLock, Timeout
 
 from askance.features.blocks import Block, plan
 from askance.features.index import Index, write_index
 from askance.features.layout import STATUS, Layout
+from askance.features.opening import continue_or_begin, locked
 from askance.features.store import (
     ACCOUNT,
     BLOCKS,
@@ -32,15 +32,14 @@ from askance.features.store import (
     NOT_YET,
     REFUSALS,
     REFUSED,
-    attributes,
+    opened,
+    record_of,
 )
 from askance.pipeline.artifacts import (
     Place,
-    atomic,
     digest,
     listing,
     read_sealed,
-    remove,
     write_bytes,
     write_sealed,
 )
@@ -71,28 +70,18 @@ class StoreWriter:
         aside earlier that has the wanted fingerprint is taken back.
 
         Raises:
-            ValueError: another process is writing it, or what is there is no store.
+            ValueError: another process is writing it, or what is there can't be continued.
         """
-        if isinstance(self.path, Path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-            try:
-                self._lock.acquire(timeout=0)  # the kernel lets go of it at any death
-            except Timeout:
-                raise ValueError(
-                    f"expected to be the only writer of {self.path}, got another one that runs:"
-                    " wait for it, or stop it"
-                ) from None
-        try:
-            self.message = self._open()
-        except BaseException:
-            self.__exit__()
-            raise
+        path = self.path
+        with ExitStack() as stack:
+            stack.enter_context(locked(path))
+            done = continue_or_begin(path, self.fingerprint, self.content, self.create)
+            self.message = done or f"{path}: {'continuing' if self.missing() else 'complete'}"
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if isinstance(self.path, Path):
-            self._lock.release()
+        self._lock.close()
 
     def missing(self) -> list[Block]:
         """Return the blocks that are not done."""
@@ -122,19 +111,23 @@ class StoreWriter:
             raise ValueError(f"expected arrays of {shapes}, got {got}")
         status = np.full(len(block.rows), DONE, np.uint8)
         status[[row - block.start for row in refused]] = REFUSED
-        group: Any = zarr.open_group(str(self.path), mode="r+")
+        record = {
+            "rows": [block.start, block.stop],
+            "refused": {str(row): why for row, why in sorted(refused.items())},
+            "files": self._put(block, {**arrays, "status": status}),
+        }
+        write_sealed(self._record(block), record)
+
+    def _put(self, block: Block, arrays: Arrays) -> dict[str, str]:
+        """Write a block's arrays, in their order; return the SHA-256 of each of their files."""
+        group: Any = opened(self.path, "r+")
         files: dict[str, str] = {}
-        for name, values in [*arrays.items(), ("status", status)]:
+        for name, values in arrays.items():
             stored = self.layout.arrays.get(name, STATUS).narrowed(name, values)
             with zarr.config.set({"array.write_empty_chunks": True}):  # also where all are refused
                 group[name][block.start : block.stop] = stored
             files |= self.layout.hashes(name, block, stored)
-        record = {
-            "rows": [block.start, block.stop],
-            "refused": {str(row): reason for row, reason in sorted(refused.items())},
-            "files": files,
-        }
-        write_sealed(self._record(block), record)
+        return files
 
     def mend(self, block: Block, rows: list[int], arrays: Arrays, refused: dict[int, str]) -> None:
         """Write those of `rows` that a finished block had refused; leave all others as they are.
@@ -143,19 +136,23 @@ class StoreWriter:
             ValueError: as in `write`.
         """
         before = self.refused(block)
-        places = [place for place, row in enumerate(rows) if row in before]
-        there = np.array([rows[place] for place in places], np.int64) - block.start
-        merged = self._whole(block)
+        tried = {row: place for place, row in enumerate(rows) if row in before}
+        there, places = np.array(list(tried), np.int64) - block.start, list(tried.values())
+        whole = self._whole(block)
         for name, values in arrays.items():
-            merged[name][there] = self.layout.arrays[name].narrowed(name, values[places])
-        kept = {row: why for row, why in before.items() if row not in set(rows)}
-        again = {row: why for row, why in refused.items() if row in before}
+            whole[name][there] = self.layout.arrays[name].narrowed(name, values[places])
+        untried = {row: why for row, why in before.items() if row not in tried}
+        again = {row: why for row, why in refused.items() if row in tried}
         self.forget(block)
-        self.write(block, merged, kept | again)
+        self.write(block, whole, untried | again)
+
+    def forget(self, block: Block) -> None:
+        """Take back that a block is done: it is missing from now on."""
+        self._record(block).unlink(missing_ok=True)
 
     def _whole(self, block: Block) -> dict[str, np.ndarray]:
         """Return the arrays of a finished block, if they are those that were written."""
-        group: Any = zarr.open_group(str(self.path), mode="r")
+        group: Any = opened(self.path)
         files = read_sealed(self._record(block))["files"]
         arrays = {n: np.asarray(group[n][block.start : block.stop]) for n in self.layout.arrays}
         for name, values in arrays.items():
@@ -166,39 +163,8 @@ class StoreWriter:
                 )
         return arrays
 
-    def forget(self, block: Block) -> None:
-        """Take back that a block is done: it is missing from now on."""
-        self._record(block).unlink(missing_ok=True)
-
-    def finish(self) -> pa.Table:
-        """Check the accounts, write `refused.parquet` and return it: row, key, shard, reason.
-
-        Raises:
-            ValueError: rows written and rows refused don't add up to a shard's rows.
-        """
-        assert not self.missing(), f"{len(self.missing())} blocks are not done"
-        refused = {
-            row: reason for block in self.blocks for row, reason in self.refused(block).items()
-        }
-        shards = self.index.table["shard"]
-        group: Any = zarr.open_group(str(self.path), mode="r")
-        account = _account(shards, group["status"][:], refused)
-        rows = pa.array(list(refused), pa.int64())
-        table = pa.table(
-            {
-                "row": rows,
-                "key": self.index.table["key"].take(rows),
-                "shard": shards.take(rows),
-                "reason": pa.array(list(refused.values()), pa.string()),
-            }
-        )
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        content = sink.getvalue().to_pybytes()
-        write_bytes(self.path / REFUSALS, content)
-        files = {REFUSALS: hashlib.sha256(content).hexdigest()}
-        write_sealed(self.path / ACCOUNT, account | {"files": files})
-        return table
+    def _record(self, block: Block) -> Place:
+        return self.path / record_of(block.number)
 
     def create(self, path: Place) -> None:
         """Write an empty store, with all that is known beforehand, to `path`."""
@@ -208,62 +174,34 @@ class StoreWriter:
         group = zarr.open_group(str(path), mode="w", zarr_format=3, attributes=about)
         self.layout.create(group, self.index.labels)
         write_index(path / "status", self.index.table, self.index.classes, self.index.contents)
-        files = {
-            name: hashlib.sha256((path / name).read_bytes()).hexdigest()
-            for name in sorted(listing(path))
-        }
+        names = sorted(listing(path))
+        files = {name: sha256((path / name).read_bytes()).hexdigest() for name in names}
         write_sealed(path / MANIFEST, about | {"files": files})  # last: it says that all is there
 
-    def _open(self) -> str:
-        path, message = self.path, ""
-        found = attributes(path)
-        if found.get("fingerprint") == self.fingerprint:
-            if (path / MANIFEST).exists():
-                _sweep(path)
-                return f"{path}: continuing" if self.missing() else f"{path}: complete"
-            self._begin_again()
-            message = f"{path}: a start that was cut short is begun again"
-        elif listing(path):
-            message = self._set_aside(found)
-        if isinstance(path, Path):
-            for litter in path.parent.glob(f".{path.name}.*.partial"):
-                remove(litter)
-            kept = _aside(path, self.fingerprint)
-            if kept.exists():
-                kept.rename(path)
-                _sweep(path)
-                return f"{message or path}; taken back {kept.name}"
-            with atomic(path) as temporary:
-                self.create(temporary)
-        else:
-            self.create(path)
-        return message or f"{path}: new"
+    def finish(self) -> pa.Table:
+        """Check the accounts, write `refused.parquet` and return it: row, key, shard, reason.
 
-    def _begin_again(self) -> None:
-        """Check that a store without its manifest is a start cut short, and nothing else."""
-        if isinstance(self.path, Path) or any(f.startswith(BLOCKS) for f in listing(self.path)):
-            raise ValueError(
-                f"expected {MANIFEST} in {self.path}, got none: the store is damaged, run askance"
-                " verify --repair"
-            )
+        Raises:
+            ValueError: rows written and rows refused don't add up to a shard's rows.
+        """
+        assert not self.missing(), f"{len(self.missing())} blocks are not done"
+        refused = {row: why for block in self.blocks for row, why in self.refused(block).items()}
+        group: Any = opened(self.path)
+        account = _account(self.index.table["shard"], group["status"][:], refused)
+        table = self._table(refused)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        content = sink.getvalue().to_pybytes()
+        write_bytes(self.path / REFUSALS, content)
+        files = {REFUSALS: sha256(content).hexdigest()}
+        write_sealed(self.path / ACCOUNT, account | {"files": files})
+        return table
 
-    def _set_aside(self, found: dict[str, Any]) -> str:
-        """Set another store aside; return one line on it."""
-        path = self.path
-        if "fingerprint" not in found:
-            raise ValueError(f"expected a store or nothing, got something else at {path}: move it")
-        changed = _changed(found.get("content", {}), self.content)
-        if not isinstance(path, Path):
-            raise ValueError(  # noqa: TRY004 - not a matter of types
-                f"expected a new place or a store made with the same parameters, got {path}, where"
-                f" {changed} changed: name another place (object stores can't set one aside)"
-            )
-        aside = _aside(path, str(found["fingerprint"]))
-        path.rename(aside)
-        return f"{path}: {changed} changed; the old store is set aside as {aside.name}"
-
-    def _record(self, block: Block) -> Place:
-        return self.path / BLOCKS / f"{block.number:05}.json"
+    def _table(self, refused: dict[int, str]) -> pa.Table:
+        rows, index = pa.array(list(refused), pa.int64()), self.index.table
+        reasons = pa.array(list(refused.values()), pa.string())
+        named = {name: index[name].take(rows) for name in ("key", "shard")}
+        return pa.table({"row": rows, **named, "reason": reasons})
 
 
 def _account(
@@ -292,19 +230,3 @@ def _account(
         "refused": len(refused),
         "shards": {x["shard"]: [x["written"], x["refused"]] for x in some},
     }
-
-
-def _aside(path: Path, fingerprint: str) -> Path:
-    return path.with_name(f"{path.name}.{fingerprint[:12]}")
-
-
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    return ", ".join(names) or "its format"
-
-
-def _sweep(path: Place) -> None:
-    """Remove what a killed writer left behind: half-written chunks under temporary names."""
-    if isinstance(path, Path):
-        for litter in path.rglob("*.partial"):
-            remove(litter)

@@ -1,6 +1,8 @@
 """The store: gives back what was written, survives kills, and never mixes two fingerprints."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,15 @@ def test_notebooks_open_it_with_zarr_and_dask_and_see_nothing_else(tmp_path):
     assert group["embedding"].chunks == (4, 1, 3)
 
 
+def test_a_store_opens_without_torch_or_a_hub(tmp_path):
+    write_all(StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)))
+    code = "import sys, askance; print(askance.open_store(sys.argv[1]).keys[0])"
+    code += "; sys.exit(any(name in sys.modules for name in ('torch', 'huggingface_hub')))"
+    run = [sys.executable, "-c", code, str(tmp_path / "a.zarr")]
+    done = subprocess.run(run, text=True, capture_output=True, check=True)
+    assert done.stdout == "k0\n"
+
+
 def test_an_unfinished_store_is_refused_with_what_is_left(tmp_path):
     with StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path)) as writer:
         writer.write(writer.missing()[0], values(writer.blocks[0]), {})
@@ -146,6 +157,29 @@ def test_rows_written_and_refused_add_up_and_refusals_are_told(tmp_path):
     store = FeatureStore.open(tmp_path / "a.zarr")
     np.testing.assert_array_equal(store.rows, [0, 1, 3, 4, 5, 6, 7, 8])
     assert np.isfinite(store.read("embedding")).all()
+
+
+def test_some_rows_and_runs_of_rows_are_those_of_the_whole(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    write_all(writer, refused={2, 9})
+    store = FeatureStore.open(writer.path)
+    whole, slices = store.read("embedding")[:, 1], store.slices("augment")
+    places = np.array([7, 0, 3])
+    np.testing.assert_array_equal(store.some("augment", places), whole[places])
+    for part in (slice(0, 2), slice(1, 6), slice(3, 3), slice(5, 99)):
+        np.testing.assert_array_equal(slices[part], whole[part])
+
+
+def test_an_edition_changes_when_refused_rows_are_mended(tmp_path):
+    writer = StoreWriter(tmp_path / "a.zarr", layout(), index(tmp_path))
+    write_all(writer, refused={5, 6})
+    before, block = FeatureStore.open(writer.path), writer.blocks[1]
+    with writer:
+        writer.mend(block, list(block.rows), values(block), {6: "no image"})
+        writer.finish()
+    after = FeatureStore.open(writer.path)
+    assert (before.fingerprint, before.edition) == (after.fingerprint, f"{after.fingerprint}/8")
+    assert after.edition == f"{after.fingerprint}/9"
 
 
 def test_lost_rows_fail_the_accounts(tmp_path):
@@ -219,9 +253,9 @@ def test_a_record_tells_rows_and_refusals(tmp_path):
 
 
 def test_mending_changes_the_refused_rows_only(tmp_path):
-    """Row 5 gets its values, row 6 stays refused, row 4 keeps what it had."""
-    whole = write_to(tmp_path / "whole.zarr", tmp_path, refused={6})
-    mended = write_to(tmp_path / "a.zarr", tmp_path, refused={5, 6})
+    """Row 5 gets its values, row 6 stays refused, row 4 keeps what it had; 7 is not tried."""
+    whole = write_to(tmp_path / "whole.zarr", tmp_path, refused={6, 7})
+    mended = write_to(tmp_path / "a.zarr", tmp_path, refused={5, 6, 7})
     block = mended.blocks[1]
     again = values(block)["embedding"][:3]
     again[0], again[2] = 99, np.nan
