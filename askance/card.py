@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
@@ -20,20 +20,71 @@ from askance.features.backbone import tagged
 from askance.features.weights import PACKAGED
 from askance.heads.catalogue import find
 
+
+class Metric(NamedTuple):
+    """How a metric is told: its name, what it is, and what a coin comes to, if anything."""
+
+    label: str
+    meaning: str
+    coin: float | None = None
+
+
 METRICS = {
-    "r1": "R@1",
-    "r_auroc": "R-AUROC",
-    "aurc": "AURC",
-    "excess_aurc": "E-AURC",
-    "augrc": "AUGRC",
-    "crop_win": "crop wins",
-    "crop_correlation": "crop correlation",
-    "mixed_r_auroc": "R-AUROC, mixed with upstream images",
-    "ood_auroc": "AUROC of new against upstream images",
-    "human_correlation": "correlation with people's entropy",
-    "dirac_auroc": "AUROC of people's disagreement",
-    "auroc_classification": "AUROC of the classifier's mistakes",
-    "spearman_loss": "correlation with the loss",
+    "r1": Metric("R@1", "the share of images whose nearest other image is of the same class"),
+    "r_auroc": Metric(
+        "R-AUROC",
+        "the chance that a random image whose nearest is of another class is more uncertain than a"
+        " random one whose nearest is of the same",
+        COIN,
+    ),
+    "aurc": Metric(
+        "AURC",
+        "the share of images whose nearest is of another class among the most certain ones, the"
+        " mean over all shares kept; less is better",
+    ),
+    "excess_aurc": Metric("E-AURC", "AURC less that of the best order; less is better"),
+    "augrc": Metric(
+        "AUGRC",
+        "the share of images that are kept and whose nearest is of another class, the mean over all"
+        " shares kept; less is better",
+    ),
+    "crop_win": Metric(
+        "crop wins", "the share of images that are less certain when they are cropped", COIN
+    ),
+    "crop_correlation": Metric(
+        "crop correlation",
+        "the rank correlation of a crop's certainty with how much of the image it shows",
+        0,
+    ),
+    "mixed_r_auroc": Metric(
+        "R-AUROC, mixed with upstream images", "R-AUROC among as many upstream images", COIN
+    ),
+    "ood_auroc": Metric(
+        "AUROC of new against upstream images",
+        "the chance that a random image of the set is more uncertain than a random upstream one",
+        COIN,
+    ),
+    "human_correlation": Metric(
+        "correlation with people's entropy",
+        "the rank correlation of uncertainty with the entropy of people's votes",
+        0,
+    ),
+    "dirac_auroc": Metric(
+        "AUROC of people's disagreement",
+        "the chance that an image people disagree on is more uncertain than one they agree on",
+        COIN,
+    ),
+    "auroc_classification": Metric(
+        "AUROC of the classifier's mistakes",
+        "the chance that an image the upstream classifier gets wrong is more uncertain than one it"
+        " gets right",
+        COIN,
+    ),
+    "spearman_loss": Metric(
+        "correlation with the loss",
+        "the rank correlation of uncertainty with the loss of the upstream classifier",
+        0,
+    ),
 }
 TAGS = ["askance", "image-feature-extraction", "uncertainty-estimation"]
 
@@ -57,8 +108,10 @@ def _context(card: dict[str, Any], name: str) -> dict[str, Any]:
     metrics, data = about.get("metrics", {}), about.get("data", {})
     backbone = card["backbone"]["backbone"]
     sets = {each["name"]: each for each in data.get("sets", [])}
-    averaged = any(AVERAGE in metrics.get(metric, {}) for metric in METRICS)
+    told = {metric: each for metric, each in METRICS.items() if metric in metrics}
+    averaged = any(AVERAGE in metrics[metric] for metric in told)
     r_auroc = {each: metrics.get("r_auroc", {}).get(each) for each in sets}
+    below = _below(metrics, list(sets))
     tag = tagged(backbone)
     return {
         "front": Markup(_front(card, r_auroc, tag.hf_hub_id if tag else None)),
@@ -77,15 +130,25 @@ def _context(card: dict[str, Any], name: str) -> dict[str, Any]:
         "sets": sets,
         "facts": [Markup(fact) for fact in ("kind", "images", "classes")],
         "metrics": metrics,
-        "labels": {metric: Markup(label) for metric, label in METRICS.items()},
+        "told": told,
         "columns": [*sets, AVERAGE] if averaged else [*sets],
         "seeds": about.get("seeds", []),
-        "above": bool(sets) and None not in r_auroc.values(),  # where none is below
-        "below": [each for each, value in r_auroc.items() if value is not None and value < COIN],
+        "above": bool(sets) and None not in r_auroc.values() and "r_auroc" not in below,
+        "below": below,
         "licence": about.get("licence", "unknown"),
         "packaged": backbone in PACKAGED,
         "tag": tag,
     }
+
+
+def _below(metrics: dict[str, Any], sets: list[str]) -> dict[str, list[str]]:
+    """Return on which sets each metric is worse than a coin, of those that are on any."""
+    below = {}
+    for metric, (_, _, coin) in METRICS.items():
+        values = {each: metrics.get(metric, {}).get(each) for each in sets}
+        if coin is not None:
+            below[metric] = [each for each, x in values.items() if x is not None and x < coin]
+    return {metric: worse for metric, worse in below.items() if worse}
 
 
 def _front(card: dict[str, Any], r_auroc: dict[str, float | None], base: str | None) -> str:

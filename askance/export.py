@@ -10,7 +10,8 @@ from askance.stages import options as o
 
 if TYPE_CHECKING:
     from askance.agreement import Difference, Pixels
-    from askance.model import Model, Preprocess
+    from askance.model import Model
+    from askance.pixels import Preprocess
 
 LEAST, MOST = 3, 320  # pictures of a folder to check with
 VARIED, NOISE = 30, 2  # pictures to check with, if no folder is given

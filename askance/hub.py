@@ -122,7 +122,8 @@ def fetch(name: str, **options: Any) -> Path:  # noqa: ANN401 - the library's ow
 
     options |= {"allow_patterns": list(FILES), "tqdm_class": OnTerminals}
     with _answered(f"{name} here or on the hub"):
-        return Path(snapshot_download(name, **options))
+        folder = snapshot_download(name, **options)  # nosec B615  # the caller names the revision
+    return Path(folder)
 
 
 @contextmanager
@@ -159,14 +160,30 @@ def _licensed(source: str, weights: str, head: str, seed: int | None, licence: s
     """
     from askance.model import load
 
-    if licence and not LICENCE.fullmatch(licence.lower()):
-        raise ValueError(f"expected --licence as an SPDX id or other, got {licence!r}")
+    licence = licence.lower()
+    if licence and not _known(licence):
+        raise ValueError(
+            f"expected --licence as an SPDX id or other, got {licence!r}: spdx.org/licenses lists"
+            " the ids"
+        )
     model = load(source, weights, head=head, seed=seed)
     if licence:
-        model.about["licence"] = licence.lower()
+        model.about["licence"] = licence
     if "licence" not in model.about:
         print("no licence is told, and without one nobody may use the model: add --licence")
     return model
+
+
+def _known(licence: str) -> bool:
+    """Tell whether a licence, in small letters, is `other` or one that SPDX lists."""
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    if not LICENCE.fullmatch(licence):  # an expression of several, say
+        return False
+    try:
+        return licence == "other" or bool(canonicalize_license_expression(licence))
+    except InvalidLicenseExpression:
+        return False
 
 
 @contextmanager

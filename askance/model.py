@@ -1,11 +1,9 @@
 """The model: a frozen backbone and a head; what people import."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Float32, Float64, Real, UInt8
@@ -15,59 +13,15 @@ from torch import Tensor, nn
 from askance import hub, places
 from askance.card import readme
 from askance.features.backbone import Backbone, load_backbone
-from askance.features.reader import MAX_IMAGE
-from askance.features.store import FeatureStore
-from askance.features.views import Precision, Preprocessing, decode, plain, upright_rgb
+from askance.features.views import Precision
 from askance.heads.checkpoint import SavedHead, save, tensors_hash
 from askance.heads.percentile import percentile
-from askance.pipeline.artifacts import place
 from askance.pipeline.provenance import versions
+from askance.pixels import Picture, Preprocess
 
-Picture = Image.Image | Path | str
 Answer = tuple[Float32[Tensor, "n d"], Float[Tensor, " n"]]
 
 AT_A_TIME = 32  # pictures: bounds the memory of their pixels
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """Turns a picture, or the path of one, into the pixels that a model takes.
-
-    Resized and cut to the centre as the backbone wants it, uint8; the model normalises. Small and
-    picklable: the transform of a data set whose workers load pictures.
-    """
-
-    preprocessing: Preprocessing
-
-    def __call__(self, picture: object) -> UInt8[Tensor, "3 s s"]:
-        """Return the pixels of a `Picture`.
-
-        Raises:
-            ValueError: not a picture.
-            TypeError: neither a PIL image nor a path.
-            OSError: its file can't be read.
-        """
-        if isinstance(picture, Image.Image):
-            image = upright_rgb(picture)
-        elif isinstance(picture, (str, Path)):
-            image = _opened(Path(picture))
-        else:
-            raise TypeError(
-                f"expected a PIL image or a path, got {type(picture).__name__}: pictures come as"
-                " PIL images, as paths, or as a tensor batch of pixels"
-            )
-        return torch.from_numpy(np.array(plain(image, self.preprocessing))).permute(2, 0, 1)
-
-
-def _opened(path: Path) -> Image.Image:
-    if not path.is_file() and path.exists():  # which might be waited for, or read, for ever
-        raise ValueError(f"expected a picture, got a folder or device at {path}")
-    if (size := path.stat().st_size) > MAX_IMAGE:
-        raise ValueError(f"{path}: expected at most {MAX_IMAGE:,} bytes, got {size:,}")
-    try:
-        return decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 class Model(nn.Module, ModelHubMixin):
@@ -324,8 +278,3 @@ def _assembled(found: places.Found, weights: str, source: str) -> Model:
             f" ({weights or found.weights}): name their checkpoint by `weights`"
         )
     return Model(Backbone(loaded.network, preprocessing, precision), saved, found.about)
-
-
-def open_store(path: Path | str) -> FeatureStore:
-    """Open a finished feature store, at a path or URL: its arrays, with keys and labels."""
-    return FeatureStore.open(place(str(path)))

@@ -37,7 +37,7 @@ class Parts:
             ValueError: another process writes them.
             OSError: the folder can't be written.
         """
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)  # the kernel lets go of it at any death
         except Timeout:

@@ -156,6 +156,24 @@ def _deviations(plan: "Forecast", there: "Actual") -> list[list[str]]:
 def _schedule(plans: "list[Scheduled]") -> str:
     from askance.features.forecast import CARDS, DECODED, READ, ROWS, VIEWS
 
+    block = next(x for x in plans[0].store.arrays if x.name == "embedding").chunk[0]
+    head = f"""\
+ImageNet-21k-W as arXiv 2402.16569 trains on it: {READ:,} views, {READ / ROWS:.2f} passes over
+about {ROWS:,} images. Here {VIEWS} views of each, {ROWS * VIEWS:,} img of 224 pixels; float16,
+--block {block}.
+"""
+    foot = f"""
+Hours are of the network alone, on img that are on the card; a core decodes and augments {DECODED}
+img/s. The first run saves nothing: it embeds as many img as one training reads. Every head, loss
+and seed after it embeds none. Hours are out of these tables:"""
+    sources = [f"  {card}: {source}" for card, (_, source) in CARDS.items()]
+    warnings = dict.fromkeys(text for x in plans for text in x.store.warnings)
+    lines = [head, *_table(_backbones(plans)), foot, *sources]
+    return "\n".join([*lines, *(f"warning: {text}" for text in warnings)])
+
+
+def _backbones(plans: "list[Scheduled]") -> list[list[str]]:
+    """Return a column per backbone: what its store takes, and its time on each card."""
     losses = ("loss", "logsumexp", "entropy")
     arrays = [{array.name: array for array in x.store.arrays} for x in plans]
     embeddings = [x["embedding"].bytes for x in arrays]
@@ -176,19 +194,7 @@ def _schedule(plans: "list[Scheduled]") -> str:
         hours = [_hours(x.hours[card]) if card in x.hours else "-" for x in plans]
         cores = [f"{x.cores[card]:,}" if card in x.cores else "-" for x in plans]
         table += [[f"{card}: time", *hours], ["  cores to decode", *cores]]
-    head = f"""\
-ImageNet-21k-W as arXiv 2402.16569 trains on it: {READ:,} views, {READ / ROWS:.2f} passes over
-about {ROWS:,} images. Here {VIEWS} views of each, {ROWS * VIEWS:,} img of 224 pixels; float16,
---block {arrays[0]["embedding"].chunk[0]}.
-"""
-    foot = f"""
-Hours are of the network alone, on img that are on the card; a core decodes and augments {DECODED}
-img/s. The first run saves nothing: it embeds as many img as one training reads. Every head, loss
-and seed after it embeds none. Hours are out of these tables:"""
-    sources = [f"  {card}: {source}" for card, (_, source) in CARDS.items()]
-    warnings = dict.fromkeys(text for x in plans for text in x.store.warnings)
-    lines = [head, *_table(table), foot, *sources, *(f"warning: {text}" for text in warnings)]
-    return "\n".join(lines)
+    return table
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from jaxtyping import Float64
 
 from askance.features.recipe import Recipe
 from askance.features.views import View
@@ -111,7 +112,7 @@ def _card(loaded: "Backbone", name: str) -> dict[str, Any]:
     return json.loads(json.dumps(card))  # as it will be read: lists, not tuples
 
 
-def _quantiles(saved: "SavedHead", scale: Place) -> np.ndarray:
+def _quantiles(saved: "SavedHead", scale: Place) -> Float64[np.ndarray, " q"]:
     """Return the quantiles of the uncertainty over all rows of a store.
 
     Raises:

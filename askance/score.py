@@ -101,10 +101,8 @@ def _checked(paths: list[str], out: Place, embedding: bool, html: Path | None) -
                 f"expected --out and --html to be new files, got {file} for something else, too"
             )
         taken.add(file.resolve())
-        if file.is_dir() or not file.parent.is_dir():
-            raise FileNotFoundError(
-                f"expected a file to write in a folder that is there, got {file}: make the folder"
-            )
+        if file.is_dir():
+            raise IsADirectoryError(f"expected a file to write, got the folder {file}: name a file")
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from jaxtyping import Float64, Int64
 
 from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
@@ -18,7 +19,6 @@ from askance.tables import column, read
 if TYPE_CHECKING:
     from askance.eval.selection import Selection
     from askance.features.store import FeatureStore
-
 
 How = Literal["uncertain", "diverse", "representative", "both"]
 
@@ -65,6 +65,11 @@ def run(
 
     pool, saved = FeatureStore.open(store), load(head)
     saved.check_backbone(pool.backbone, str(store))
+    if how == "both" and np.isnan(saved.quantiles).any():
+        raise ValueError(
+            f"expected a head that knows upstream images for --how both, got {saved.name}, imported"
+            " without: see --scale of askance import-head, or take --how representative"
+        )
     known = _places(pool, labelled)
     with progress(f"score {store.name}", len(pool.rows), "images") as advance:
         doubt = uncertainty([saved], Images(pool, pool.rows), view, advance)[0]
@@ -88,7 +93,7 @@ def run(
     print(f"{out}: {count} of {len(pool.rows) - len(known):,} images without a label, {how}")
 
 
-def _places(pool: "FeatureStore", tables: list[Path]) -> np.ndarray:
+def _places(pool: "FeatureStore", tables: list[Path]) -> Int64[np.ndarray, " k"]:
     """Return the places of the pool's rows whose keys are in the tables, rising.
 
     Raises:
@@ -110,9 +115,9 @@ def _places(pool: "FeatureStore", tables: list[Path]) -> np.ndarray:
 
 def _chosen(
     pool: "FeatureStore",
-    uncertainty: np.ndarray,
-    percentile: np.ndarray,
-    known: np.ndarray,
+    uncertainty: Float64[np.ndarray, " n"],
+    percentile: Float64[np.ndarray, " n"],
+    known: Int64[np.ndarray, " k"],
     asked: Asked,
 ) -> "Selection":
     """Choose among the rows without a label; `row` are places among all done rows."""

@@ -1,4 +1,4 @@
-"""Run every benchmark."""
+"""Run the benchmarks; `evaluate` is about a run's results, and `joint` an experiment of hours."""
 
 from benchmarks import (
     augment,

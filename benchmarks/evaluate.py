@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 
@@ -89,23 +90,24 @@ def read(folder: Path, about: dict, heads: list[dict]) -> Summary:
         loss=known("loss"),
         mixture=mixture,
     )
-    asked = [
-        Uncertainties(
-            head=head["name"],
-            seeds=head["seeds"],
-            plain=seeds(table, "uncertainty", head),
-            cropped=seeds(table, "cropped", head),
-            mixed=seeds(mixed, "uncertainty", head),
-            near=seeds(table, "neighbour", head),
-            hit=seeds(table, "hit", head),
-            mixed_hit=seeds(mixed, "hit", head),
-        )
-        for head in heads
-    ]
-    return summarise(queries, asked)
+    return summarise(queries, [uncertainties(table, mixed, head) for head in heads])
 
 
-def seeds(table, kind: str, head: dict) -> Shaped[np.ndarray, "s n"] | None:
+def uncertainties(table: pa.Table, mixed: pa.Table, head: dict) -> Uncertainties:
+    """Return what a head said of the queries, and of the images of the mixture."""
+    return Uncertainties(
+        head=head["name"],
+        seeds=head["seeds"],
+        plain=seeds(table, "uncertainty", head),
+        cropped=seeds(table, "cropped", head),
+        mixed=seeds(mixed, "uncertainty", head),
+        near=seeds(table, "neighbour", head),
+        hit=seeds(table, "hit", head),
+        mixed_hit=seeds(mixed, "hit", head),
+    )
+
+
+def seeds(table: pa.Table, kind: str, head: dict) -> Shaped[np.ndarray, "s n"] | None:
     """Return the columns of a head, a row per seed; None where there are none."""
     names = [f"{kind}/{head['name']}/{seed}" for seed in head["seeds"]]
     if names[0] not in table.column_names:

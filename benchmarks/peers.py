@@ -31,6 +31,7 @@ from torchmetrics.functional.regression import spearman_corrcoef  # noqa: E402
 CLOSE = 1e-6  # theirs are float32
 COVERAGE, ACCURACY = 0.07, 0.8
 UNDEFINED = "0 where it is undefined (ours: NaN and why)"
+ORDER = "tied queries in the order the sort left them (ours: the mean over all orders)"
 
 Columns = tuple[np.ndarray, np.ndarray]
 Number = Callable[[np.ndarray, np.ndarray], float]
@@ -174,53 +175,60 @@ def torch_uncertainty() -> ModuleType | None:
     return module
 
 
-def selective() -> list[Row]:
-    """Return the rows of areas and points of the risk-coverage curve; none without the library."""
-    peer = torch_uncertainty()
-    if peer is None:
-        print("torch_uncertainty is not installed: its rows are left out")
-        return []
+def asked(metric: type, *options: float) -> Number:
+    """Return what a metric of the library makes of uncertainties and hits."""
 
-    def of(metric, *options):
-        def theirs(u, hit):
-            made = metric(*options)
-            made.update(probability(u), torch.from_numpy(hit).long())
-            return float(made.compute())
+    def theirs(u: np.ndarray, hit: np.ndarray) -> float:
+        made = metric(*options)
+        made.update(probability(u), torch.from_numpy(hit).long())
+        return float(made.compute())
 
-        return theirs
+    return theirs
 
-    def risk(u, hit):
-        return metrics.risk_coverage(u, hit)[1]
 
-    def share(u):
-        return np.arange(1, len(u) + 1) / len(u)
+def risk(u: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    return metrics.risk_coverage(u, hit)[1]
 
-    def at(risks):
-        return float(risks[int(np.ceil(len(risks) * COVERAGE)) - 1])
 
+def share(u: np.ndarray) -> np.ndarray:
+    return np.arange(1, len(u) + 1) / len(u)
+
+
+def at_coverage(risks: np.ndarray) -> float:
+    """Return the risk where the library looks for it: a float's rounding may be a query more."""
+    return float(risks[int(np.ceil(len(risks) * COVERAGE)) - 1])
+
+
+def areas(peer: ModuleType) -> list[Row]:
+    """Return the rows of areas under the risk-coverage curve."""
     edge = "trapezoids from coverage 1 / n (ours: "
-    order = "tied queries in the order the sort left them (ours: the mean over all orders)"
     return [
-        Row("aurc", "torch_uncertainty", of(peer.AURC), metrics.aurc, {
+        Row("aurc", "torch_uncertainty", asked(peer.AURC), metrics.aurc, {
             edge + "the mean of all n risks)": lambda u, hit: trapezoids(risk(u, hit)),
-            "the same, and " + order: lambda u, hit: trapezoids(sorted_risks(u, hit)),
+            f"the same, and {ORDER}": lambda u, hit: trapezoids(sorted_risks(u, hit)),
         }),
-        Row("augrc", "torch_uncertainty", of(peer.AUGRC), metrics.augrc, {
+        Row("augrc", "torch_uncertainty", asked(peer.AUGRC), metrics.augrc, {
             edge + "from 0)": lambda u, hit: trapezoids(share(u) * risk(u, hit)),
-            "the same, and " + order: lambda u, hit: trapezoids(share(u) * sorted_risks(u, hit)),
+            f"the same, and {ORDER}": lambda u, hit: trapezoids(share(u) * sorted_risks(u, hit)),
         }),
+    ]  # fmt: skip
+
+
+def points(peer: ModuleType) -> list[Row]:
+    """Return the rows of points on the risk-coverage curve."""
+    return [
         Row(
-            f"risk at coverage {COVERAGE}", "torch_uncertainty", of(peer.RiskAtxCov, COVERAGE),
+            f"risk at coverage {COVERAGE}", "torch_uncertainty", asked(peer.RiskAtxCov, COVERAGE),
             lambda u, hit: 1 - metrics.accuracy_at_coverage(u, hit, COVERAGE),
             {
                 f"one query more: {COVERAGE} n rounds to just above a whole number":
-                    lambda u, hit: at(risk(u, hit)),
-                "the same, and " + order: lambda u, hit: at(sorted_risks(u, hit)),
+                    lambda u, hit: at_coverage(risk(u, hit)),
+                f"the same, and {ORDER}": lambda u, hit: at_coverage(sorted_risks(u, hit)),
             },
         ),
         Row(
             f"coverage at accuracy {ACCURACY}", "torch_uncertainty",
-            of(peer.CovAtxRisk, round(1 - ACCURACY, 9)),
+            asked(peer.CovAtxRisk, round(1 - ACCURACY, 9)),
             coverage,
             {
                 "NaN where no coverage will do (ours: 0)": nan_where_zero(coverage),
@@ -229,6 +237,15 @@ def selective() -> list[Row]:
             },
         ),
     ]  # fmt: skip
+
+
+def selective() -> list[Row]:
+    """Return the rows of the risk-coverage curve; none without the library."""
+    peer = torch_uncertainty()
+    if peer is None:
+        print("torch_uncertainty is not installed: its rows are left out")
+        return []
+    return areas(peer) + points(peer)
 
 
 def verdict(row: Row, case: Columns, theirs: float, ours: float) -> str:

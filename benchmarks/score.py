@@ -74,11 +74,11 @@ def speed(folder: Path) -> None:
     """Print images per CPU-second and per second, and their ratio to extract's."""
     found = measured(contenders(folder), ROUNDS)
     print(f"{'':36} img per CPU-s  of extract  img per s  of extract")
-    base = found["extract"]
+    extracted = found["extract"]
     for name, rate in found.items():
         print(
-            f"{name:36}{rate.cpu:14.1f}{rate.cpu / base.cpu:12.2f}{rate.wall:11.1f}"
-            f"{rate.wall / base.wall:12.2f}",
+            f"{name:36}{rate.cpu:14.1f}{rate.cpu / extracted.cpu:12.2f}{rate.wall:11.1f}"
+            f"{rate.wall / extracted.wall:12.2f}",
             flush=True,
         )
 

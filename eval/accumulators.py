@@ -4,6 +4,7 @@ Comes in: batches of tensors, (b,) or (b, d) each. Goes out: float64 tensors, th
 those of the functions on all rows at once. All rows are kept, and gathered from all processes.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -55,7 +56,7 @@ class Accumulator(Metric):
     def _estimate(self) -> Estimate:
         kept = [getattr(self, name) for name in self.names]
         if not all(map(len, kept)):
-            return Estimate(float("nan"), reason="no row")
+            return Estimate(math.nan, reason="no row")
         # Gathered from other processes, a state is one tensor.
         columns = [torch.cat(each) if isinstance(each, list) else each for each in kept]
         return self.function(*columns)
@@ -127,7 +128,7 @@ class RecallAt1(Accumulator):
 
 def _retrieval_r_auroc(embedding: Tensor, label: Tensor, uncertainty: Tensor) -> Estimate:
     if len(label) < 2:
-        return Estimate(float("nan"), reason="no other row to retrieve")
+        return Estimate(math.nan, reason="no other row to retrieve")
     return metrics.r_auroc(uncertainty.cpu(), torch.from_numpy(metrics.hits(embedding, label)))
 
 

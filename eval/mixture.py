@@ -4,6 +4,7 @@ Comes in: embeddings, labels and uncertainties of an upstream and a downstream s
 torch tensors. Goes out: rows to mix, labels that never collide, and `Estimate`s.
 """
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -93,7 +94,7 @@ def mixed_r_auroc(upstream: Set, downstream: Set, seed: int = 0, limit: int = LI
     uncertainty = np.concatenate([known_uncertainty, new_uncertainty])
     check_finite(uncertainty)
     if len(uncertainty) < 2:
-        return Estimate(float("nan"), reason="no query")
+        return Estimate(math.nan, reason="no query")
     hit = hits(np.concatenate([known, new]), union_label(known_label, new_label))
     return influences.r_auroc(uncertainty, hit).estimate()
 

@@ -2,19 +2,23 @@
 
 Comes in: embeddings, in memory or on disk. Goes out: `Neighbours`, exact in float64 whatever the
 engine, since engines (`askance.eval.engines`) only name candidates, with a proof that none lacks.
+
+A first pass measures the rows. Then some queries are kept in memory while the gallery passes by,
+block against block (`_Search`). The engine names the pairs that may be nearer than what is known,
+these alone are scored in float64, and the nearest of each row is remembered (`_Best`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from itertools import product
 from typing import cast
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 
-from askance.eval.cosine import Ids, dots, lengths, runs, take, units
+from askance.eval.cosine import Ids, Vectors, dots, runs, take, units
 from askance.eval.cosine import Rows as Rows
-from askance.eval.engines import Block, Engine, fastest
+from askance.eval.engines import Block, Engine, Pairs, fastest
 from askance.pipeline.seeding import generator
 
 CELLS = 12 * 2**20  # numbers of the rows that are kept while all others pass by
@@ -79,16 +83,18 @@ def neighbours(
         raise ValueError(
             f"expected at least two rows, got {len(gallery)}: a lone row has no neighbour"
         )
-    chosen = queries if symmetric else np.union1d(queries, gallery)
-    search = _Search(embedding, engine or fastest(), chosen)
-    dropped, twin = search.copies(gallery)
-    if len(dropped):
-        gallery = np.setdiff1d(gallery, dropped, assume_unique=True)
-    search.run(gallery if symmetric else queries, gallery, symmetric, _steps(len(queries), advance))
+    step = max(1, PASSING // max(embedding.shape[1], NARROW))
+    rows = Vectors(embedding, queries if symmetric else np.union1d(queries, gallery), step)
+    further, twin = rows.copies(gallery)
+    searched = np.setdiff1d(gallery, further, assume_unique=True)
+    search = _Search(rows, engine or fastest())
+    shares = search.run(searched if symmetric else queries, searched, symmetric)
+    _advance(advance, len(queries), shares)
+    best = search.best
     if symmetric:
-        search.row[dropped], search.similarity[dropped] = search.row[twin], search.similarity[twin]
-    share = 1 - search.unsure / max(search.compared, 1)
-    return Neighbours(search.row[queries], search.similarity[queries], search.scored, share)
+        best.row[further], best.similarity[further] = best.row[twin], best.similarity[twin]
+    certified = 1 - search.unsure / max(search.compared, 1)
+    return Neighbours(best.row[queries], best.similarity[queries], search.scored, certified)
 
 
 def drawn(rows: Ids, count: int, *names: str | int) -> Ids:
@@ -106,6 +112,28 @@ def drawn(rows: Ids, count: int, *names: str | int) -> Ids:
     return np.sort(rows[some])
 
 
+class _Best:
+    """Of each of n rows the nearest other one that is known; at first none, at -infinity."""
+
+    def __init__(self, n: int, d: int) -> None:
+        self.row, self.similarity = np.full(n, -1, np.int64), np.full(n, -np.inf)
+        self.error = d * 2.0**-50  # of a cosine in float64
+
+    def bar(self, ids: Ids) -> Float64[np.ndarray, " m"]:
+        """Return what the true cosine of another row must reach to be nearer, or as near."""
+        return self.similarity[ids] - self.error
+
+    def offer(self, query: Ids, found: Ids, cosine: Float64[np.ndarray, " m"]) -> None:
+        """Keep the best of what was found and what is known; of equals the smallest row."""
+        order = np.lexsort((found, -cosine, query))
+        query, found, cosine = query[order], found[order], cosine[order]
+        known = self.similarity[query]
+        win = (cosine > known) | ((cosine == known) & (found < self.row[query]))
+        win[1:] &= query[1:] != query[:-1]
+        win &= cosine > -np.inf
+        self.row[query[win]], self.similarity[query[win]] = found[win], cosine[win]
+
+
 @dataclass(frozen=True)
 class _Held:
     """A block of rows in memory: as read, and as an engine took them."""
@@ -117,139 +145,90 @@ class _Held:
 
 
 class _Search:
-    """The best that is known of each row, exact."""
+    """Compares blocks of queries with blocks of the gallery, for the `best` of each row."""
 
-    def __init__(self, rows: Rows, engine: Engine, ids: Ids) -> None:
-        self.rows, self.engine = rows, engine
-        n, self.d = rows.shape
-        self.step = max(1, PASSING // max(self.d, NARROW))
-        self.norm, self.similarity = np.ones(n), np.full(n, -np.inf)
-        self.row = np.full(n, -1, np.int64)
-        self.compared = self.unsure = self.scored = 0
-        total = np.zeros(self.d)
-        for some in runs(ids, self.step):
-            raw = take(rows, some)
-            self.norm[some] = lengths(raw)
-            with np.errstate(invalid="ignore"):  # refused below
-                total += units(raw, self.norm[some]).sum(axis=0, dtype=np.float64)
-        self.centre = (total / max(len(ids), 1)).astype(np.float32)
-        bad = ids[~np.isfinite(self.norm[ids])]
-        if len(bad):
-            raise ValueError(
-                f"expected finite embeddings, got NaN or infinity in {len(bad)} of {len(ids)} rows,"
-                f" the first is row {bad[0]}: refuse these images when extracting"
-            )
+    def __init__(self, rows: Vectors, engine: Engine) -> None:
+        self.rows, self.engine, self.best = rows, engine, _Best(len(rows.length), rows.d)
+        self.compared = self.unsure = self.scored = 0  # pairs
 
-    def copies(self, ids: Ids) -> tuple[Ids, Ids]:
-        """Return all copies of equal rows but the first two, and the second copy of each.
+    def run(self, queries: Ids, gallery: Ids, symmetric: bool) -> Iterator[float]:
+        """Compare all queries with the gallery; yield the share of the pairs that is done.
 
-        No query needs them: two copies suffice where one of them is the query. And a further
-        copy's neighbour is that of the second. Only rows of one length can be copies.
+        Where both are the same rows (symmetric), queries that are kept meet each other and the
+        rows behind them alone: each pair is compared once, for both.
         """
-        norm = np.sort(self.norm[ids])
-        thrice = np.unique(norm[2:][norm[2:] == norm[:-2]])
-        alike = ids[np.isin(self.norm[ids], thrice)] if len(thrice) else ids[:0]
-        order, same = self.by_content(alike)  # copies stand side by side, in rising order
-        third = same.copy()
-        third[1:] &= same[:-1]
-        second, further = np.flatnonzero(same & ~third), np.flatnonzero(third)
-        twin = second[np.searchsorted(second, further) - 1]
-        return alike[order[further]], alike[order[twin]]
-
-    def by_content(self, ids: Ids) -> tuple[Ids, Bool[np.ndarray, " m"]]:
-        """Sort rows by content, then number; return the order, and which equal the one before."""
-        digest = np.empty((len(ids), 2), np.uint64)  # 128 bits: no two others agree by chance
-        for start in range(0, len(ids), self.step):
-            rows = take(self.rows, ids[start : start + self.step]) + 0.0  # no -0
-            hashes = b"".join(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
-            digest[start : start + self.step] = np.frombuffer(hashes, np.uint64).reshape(-1, 2)
-        order = np.lexsort(digest.T)
-        digest, same = digest[order], np.zeros(len(ids), np.bool_)
-        same[1:] = (digest[1:] == digest[:-1]).all(axis=1)
-        return order, same
-
-    def run(
-        self, queries: Ids, gallery: Ids, symmetric: bool, done: Callable[[float], None]
-    ) -> None:
-        """Compare all queries with the gallery; where they are the same, each pair once."""
         tile = self.engine.tile
-        passing = max(1, self.step // tile) * tile
-        kept = max(1, CELLS // max(self.d, NARROW) // passing) * passing
-        finished, total = 0.0, len(queries) * len(gallery) / (2 if symmetric else 1)
+        passing = max(1, self.rows.step // tile) * tile
+        kept = max(1, CELLS // max(self.rows.d, NARROW) // passing) * passing
+        done, total = 0.0, len(queries) * len(gallery) / (2 if symmetric else 1)
         for start in range(0, len(queries), kept):
             rest = gallery[start + kept :] if symmetric else gallery
-            for pairs in self.around(queries[start : start + kept], rest, symmetric, passing):
-                finished += pairs
-                done(finished / total)
+            for pairs in self._around(queries[start : start + kept], rest, symmetric, passing):
+                done += pairs
+                yield done / total
 
-    def around(self, ids: Ids, gallery: Ids, symmetric: bool, passing: int) -> Iterator[float]:
-        """Compare rows that are kept with each other and all that pass; yield pairs that are done.
+    def _around(self, ids: Ids, gallery: Ids, symmetric: bool, passing: int) -> Iterator[float]:
+        """Keep some queries while the gallery passes by; yield pairs that are done.
 
-        A function of its own: what it keeps is let go before the next rows are loaded.
+        A function of its own: what it keeps is let go before the next queries are loaded.
         """
-        first = self.load(ids)
+        kept = self._load(ids)
         if symmetric:
-            for place, part in enumerate(first):
-                second = replace(part, block=replace(part.block))  # what is turned for it may go
-                self.compare(part, second, False)
-                for other in first[:place]:
-                    self.compare(other, second, True)
+            self._among(kept)
             yield len(ids) ** 2 / 2
         for some in runs(gallery, passing):
-            for second in self.load(some):
-                for part in first:
-                    self.compare(part, second, symmetric)
+            for second in self._load(some):
+                for first in kept:
+                    self._meet(first, second, symmetric)
             yield float(len(ids) * len(some))
 
-    def load(self, ids: Ids) -> list[_Held]:
-        return self.held(ids, take(self.rows, ids), self.engine)
+    def _among(self, kept: list[_Held]) -> None:
+        """Compare rows that are kept with each other."""
+        for place, part in enumerate(kept):
+            second = replace(part, block=replace(part.block))  # what is turned for it may go
+            self._meet(part, second, False)
+            for first in kept[:place]:
+                self._meet(first, second, True)
 
-    def held(self, ids: Ids, raw: Float[np.ndarray, "m d"], engine: Engine) -> list[_Held]:
+    def _meet(self, first: _Held, second: _Held, both: bool) -> None:
+        """Score the pairs that may be nearest for a row of the first block, or of both."""
+        count = len(first.ids) * len(second.ids)
+        if first.engine is self.engine:
+            self.compared += count
+        bars = self.best.bar(first.ids), self.best.bar(second.ids) if both else None
+        own = _shared(first.ids, second.ids)
+        pairs = first.engine.candidates(first.block, second.block, *bars, own)
+        if pairs is not None:
+            self._score(first, second, pairs, both)
+            return
+        self.unsure += count
+        finer = cast(Engine, first.engine.finer)
+        again = [self._taken(held.ids, held.raw, finer) for held in (first, second)]
+        for part, other in product(*again):
+            self._meet(part, other, both)
+
+    def _score(self, first: _Held, second: _Held, pairs: Pairs, both: bool) -> None:
+        """Score pairs in float64, and offer them to the rows of the first block, or of both."""
+        length = self.rows.length
+        for i, j in zip(*(runs(side, PAIRS) for side in pairs), strict=True):
+            query, found = first.ids[i], second.ids[j]
+            cosine = dots(first.raw, second.raw, i, j) / (length[query] * length[found])
+            cosine = np.clip(cosine, -1, 1)
+            cosine[query == found] = -np.inf
+            self.scored += len(i)
+            self.best.offer(query, found, cosine)
+            if both:
+                self.best.offer(found, query, cosine)
+
+    def _load(self, ids: Ids) -> list[_Held]:
+        return self._taken(ids, take(self.rows.rows, ids), self.engine)
+
+    def _taken(self, ids: Ids, raw: Float[np.ndarray, "m d"], engine: Engine) -> list[_Held]:
         """Hand rows to an engine, cut as it wants them."""
         cut = [slice(start, start + engine.tile) for start in range(0, len(ids), engine.tile)]
-        unit = (units(raw[part], self.norm[ids[part]]) for part in cut)
-        blocks = (engine.take(some, self.centre) for some in unit)
+        unit = (units(raw[part], self.rows.length[ids[part]]) for part in cut)
+        blocks = (engine.take(some, self.rows.centre) for some in unit)
         return [_Held(ids[p], raw[p], engine, block) for p, block in zip(cut, blocks, strict=True)]
-
-    def compare(self, first: _Held, second: _Held, both: bool) -> None:
-        """Score the pairs that may be nearest for a row of the first (or the second)."""
-        if first.engine is self.engine:
-            self.compared += len(first.ids) * len(second.ids)
-        own = _shared(first.ids, second.ids)
-        bars = self.bar(first.ids), self.bar(second.ids) if both else None
-        pairs = first.engine.candidates(first.block, second.block, *bars, own)
-        if pairs is None:
-            self.unsure += len(first.ids) * len(second.ids)
-            finer = cast(Engine, first.engine.finer)
-            again = [self.held(held.ids, held.raw, finer) for held in (first, second)]
-            for part in again[0]:
-                for other in again[1]:
-                    self.compare(part, other, both)
-            return
-        for start in range(0, len(pairs[0]), PAIRS):
-            i, j = (side[start : start + PAIRS] for side in pairs)
-            query, found = first.ids[i], second.ids[j]
-            score = dots(first.raw, second.raw, i, j) / (self.norm[query] * self.norm[found])
-            score = np.clip(score, -1, 1)
-            score[query == found] = -np.inf
-            self.scored += len(i)
-            self.better(query, found, score)
-            if both:
-                self.better(found, query, score)
-
-    def bar(self, ids: Ids) -> Float64[np.ndarray, " m"]:
-        """Return what a row must reach to be nearer, or as near: cosines in float64 err, too."""
-        return self.similarity[ids] - self.d * 2.0**-50
-
-    def better(self, query: Ids, found: Ids, score: Float64[np.ndarray, " m"]) -> None:
-        """Keep the best of what was found and what is known; of equals the smallest row."""
-        order = np.lexsort((found, -score, query))
-        query, found, score = query[order], found[order], score[order]
-        known = self.similarity[query]
-        win = (score > known) | ((score == known) & (found < self.row[query]))
-        win[1:] &= query[1:] != query[:-1]
-        win &= score > -np.inf
-        self.row[query[win]], self.similarity[query[win]] = found[win], score[win]
 
 
 def _shared(first: Ids, second: Ids) -> tuple[Ids, Ids]:
@@ -271,14 +250,10 @@ def _chosen(rows: Ids | None, n: int, name: str) -> Ids:
     return rows
 
 
-def _steps(count: int, advance: Callable[[int], None]) -> Callable[[float], None]:
-    """Return what turns the share that is done into more queries done."""
+def _advance(advance: Callable[[int], None], count: int, shares: Iterable[float]) -> None:
+    """Go through the shares of `count` that are done, and tell how many more each makes."""
     told = 0
-
-    def done(share: float) -> None:
-        nonlocal told
+    for share in shares:
         told, before = round(share * count), told
         if told > before:
             advance(told - before)
-
-    return done

@@ -62,9 +62,9 @@ class Queries:
     """A set's queries, a row each.
 
     `row` and `near`: the number of the query's image, and that of the nearest other one. `hit`: it
-    has the same label. `fraction`: how much of the image its crop
-    shows. `votes`: people's, where some voted. `correct` and `loss`: of the upstream classifier,
-    where it knows the classes. `mixture`: with upstream images, where it was made.
+    has the same label. `fraction`: how much of the image its crop shows. `votes`: people's, where
+    some voted. `correct` and `loss`: of the upstream classifier, where it knows the classes.
+    `mixture`: with upstream images, where it was made.
     """
 
     name: str

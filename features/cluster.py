@@ -15,7 +15,8 @@ from itertools import islice
 from uuid import uuid4
 
 import dask.config
-from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin
+import torch
+from distributed import Client, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError, as_completed
 from distributed.comm.core import CommClosedError
 from distributed.utils import silence_logging_cmgr
@@ -83,7 +84,7 @@ class Embedding(WorkerPlugin):
         return embedder
 
     def embed(self, task: Task) -> Embedded:
-        """Embed a task, if this worker is fit to."""
+        """Embed a task, if this worker is fit to; else raise what `setup` raised."""
         if self.embedder is None:
             raise self.error or RuntimeError("expected a backbone, got none")
         [embedded] = self.embedder.embed([task])
@@ -95,8 +96,6 @@ def device_of(name: object, device: str) -> str:
 
     Workers of other clusters are given theirs by CUDA_VISIBLE_DEVICES, as dask-cuda does.
     """
-    import torch
-
     gpus = torch.cuda.device_count()
     if device in ("auto", "cuda") and gpus > 1 and isinstance(name, int):
         return f"cuda:{name % gpus}"
@@ -192,8 +191,6 @@ def embed_on(
         OSError: the scheduler is gone, or a task killed one worker after the other.
     """
     left, running, run = iter(tasks), as_completed(loop=client.loop), uuid4().hex
-    assert client.scheduler is not None
-    address = client.scheduler.address
 
     def hand_out() -> None:
         """Give every worker, also one that came later, its share of what is left."""
@@ -203,7 +200,8 @@ def embed_on(
             key = f"block-{task.block.number}-{run}"
             running.add(client.submit(_embed, plugin, task, key=key, pure=False))
 
-    try:
+    assert client.scheduler is not None
+    with _says_what_is_lost(str(client.scheduler.address)):
         hand_out()
         seen = time.monotonic()
         while running.count():
@@ -217,11 +215,18 @@ def embed_on(
             if _workers(client):
                 seen = time.monotonic()
             elif time.monotonic() - seen > PATIENCE:
-                raise TimeoutError  # noqa: TRY301
+                raise TimeoutError
+
+
+@contextmanager
+def _says_what_is_lost(address: str) -> Iterator[None]:
+    """Say which part of a cluster is gone, and what to do."""
+    again = "run the same command again: what is finished is kept"
+    try:
+        yield
     except TimeoutError as error:
         raise OSError(
-            f"expected workers at {address}, got none for {PATIENCE} s: start some and run the same"
-            " command again: what is finished is kept"
+            f"expected workers at {address}, got none for {PATIENCE} s: start some and {again}"
         ) from error
     except KilledWorker as error:
         number, workers = str(error.task).split("-")[1], error.allowed_failures + 1
@@ -232,7 +237,7 @@ def embed_on(
     except (FutureCancelledError, CommClosedError) as error:
         raise OSError(
             f"expected the scheduler at {address} to go on, got no connection: start it and its"
-            " workers, and run the same command again: what is finished is kept"
+            f" workers, and {again}"
         ) from error
 
 
@@ -244,8 +249,6 @@ def _workers(client: Client) -> int:
 
 
 def _embed(name: str, task: Task) -> Embedded:
-    from distributed import get_worker
-
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, Embedding)
     return plugin.embed(task)

@@ -98,7 +98,11 @@ def write_index(
 
 
 def read_index(folder: Place) -> Index:
-    """Read the index of the set prepared in `folder`."""
+    """Read the index of the set prepared in `folder`.
+
+    Raises:
+        FileNotFoundError: no set is prepared there.
+    """
     path = folder / "index.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"expected a prepared set in {folder}, got no {path}: run prepare")

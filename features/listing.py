@@ -17,8 +17,9 @@ import fsspec
 import pyarrow as pa
 from braceexpand import braceexpand
 
+from askance.features.places import check_place
 from askance.features.reader import WHOLE
-from askance.features.shards import IMAGES, check_place, content, scan
+from askance.features.shards import IMAGES, content, scan
 from askance.features.sources.shards import expand
 from askance.features.tabled import places as places_of
 from askance.pipeline.progress import progress
@@ -69,7 +70,7 @@ def list_images(paths: Iterable[str], column: str = "") -> pa.Table:
     Raises:
         ValueError: no image; a pattern that matches nothing; a damaged tar; a sample of several
             images; a table without such a column, or with empty places; a place that
-            `shards.check_place` refuses.
+            `check_place` refuses.
         OSError: no such file or folder, or one that can't be listed.
     """
     found = [place for path in paths for place in _expanded(path)]

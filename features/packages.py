@@ -50,7 +50,12 @@ def pypi(name: str, version: str, sha256: str) -> Path:
 
 
 def read(archive: Path, member: str) -> bytes:
-    """Return the bytes of one member of an npm archive or a wheel."""
+    """Return the bytes of one member of an npm archive or a wheel.
+
+    Raises:
+        KeyError: the archive has no such member.
+        ValueError: the member is a folder.
+    """
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return wheel.read(member)

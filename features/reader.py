@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from askance.features.blocks import Block, task
 from askance.features.index import Index
-from askance.features.shards import BLOCK, NAME, check_place
+from askance.features.places import check_place
+from askance.features.shards import BLOCK, NAME
 from askance.pipeline.lanes import ahead
 from askance.pipeline.retries import ServerError, patiently
 

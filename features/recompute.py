@@ -244,8 +244,7 @@ def _computed(
     """Return by array the stored scores, those computed again, and how far they may lie apart."""
     classifier, dtype = store.classifier, store.content["dtype"]
     embedding = embedding.astype(np.float32)
-    n, v, d = embedding.shape
-    logits = classifier.logits(embedding.reshape(n * v, d)).reshape(n, v, -1)  # one product
+    logits = classifier.logits(embedding)
     new = scores(logits, label)
     bounds = score_bounds(classifier, embedding, logits, new["entropy"], dtype)
     found = {name: (stored[name], new[name], bounds[name]) for name in new}

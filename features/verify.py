@@ -26,6 +26,7 @@ from askance.features.store import (
     NOT_YET,
     REFUSALS,
     REFUSED,
+    record_of,
 )
 from askance.pipeline.artifacts import Place, digest, listing, read_sealed
 from askance.pipeline.lanes import ahead
@@ -206,11 +207,6 @@ def check_accounts(told: Told, index: Index) -> Findings:
             yield from _check_record(told, block, said["content"]["block"])
     if ACCOUNT in told.sealed and told.records.keys() == {block.number for block in blocks}:
         yield from _check_totals(told, index)
-
-
-def record_of(number: int) -> str:
-    """Return the name of a block's record."""
-    return f"{BLOCKS}/{number:05}.json"
 
 
 def _check_record(told: Told, block: Block, length: int) -> Findings:

@@ -96,6 +96,9 @@ def efficientnet_lite0() -> State:
     """Read EfficientNet-Lite0, an ImageNet-1k classifier, out of its PyPI package (Apache-2.0).
 
     Its tensors come in timm's order under other names; shapes and last name parts are compared.
+
+    Raises:
+        ValueError: a tensor is not the one that timm has in its place.
     """
     import timm
 

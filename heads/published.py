@@ -19,8 +19,6 @@ from askance.heads.ranking import Ranking
 from askance.pipeline.artifacts import sha256
 
 LAYER = re.compile(r"((?:.*\.)?)unc_module\.unc_module\.(\d+\.(?:weight|bias))", re.DOTALL)
-
-
 LARGEST = 4096  # seed, or side of pictures, that a stranger's file may tell
 
 

@@ -13,7 +13,7 @@ from askance.pipeline.artifacts import atomic, digest, remove, sha256
 SAVE_EVERY = 30.0  # seconds between two savings, at least
 CODE = (
     "heads/*.py", "features/*.py", "pipeline/seeding.py", "eval/holdout.py",
-    "eval/ranks.py", "stages/train.py",
+    "eval/ranks.py", "stages/sample.py", "stages/train.py",
 )  # fmt: skip
 
 History = list[dict[str, Any]]

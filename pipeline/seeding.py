@@ -10,9 +10,7 @@ from jaxtyping import Int64
 
 def generator(*names: str | int) -> np.random.Generator:
     """Return a generator that depends on `names` alone, on every machine and in every process."""
-    text = json.dumps(
-        names
-    )  # unlike a plain join, tells ("a", "b") from ("ab",) whatever they hold
+    text = json.dumps(names)  # unlike a plain join, tells ("a", "b") from ("ab",)
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
     return np.random.Generator(np.random.PCG64(seed))
 

@@ -67,7 +67,7 @@ def front(text):
 
 def table(text):
     """Return the rows of the table of metrics: {its first cell: the others}."""
-    lines = text.partition("## What was measured")[2].partition("\n\nR@1")[0].splitlines()
+    lines = text.partition("## What was measured")[2].partition("\n\n- R@1")[0].splitlines()
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
 
@@ -112,12 +112,30 @@ def test_a_metric_that_is_undefined_is_not_told_to_the_hub():
     assert [each["dataset"]["name"] for each in model["results"]] == ["digits"]
 
 
-def test_sets_where_it_is_worse_than_a_coin_are_named():
+def test_metrics_that_were_measured_are_explained_and_others_are_not():
     text = readme(CARD, "me/model")
-    assert "R-AUROC is below 0.5 on `digits`, where" in text
+    assert "- R@1: the share of images whose nearest other image is of the same class.\n" in text
+    assert "whose nearest is of the same; a coin comes to 0.5.\n" in text
+    assert "- AURC: " in text
+    assert "crop" not in text.partition("## What was measured")[2].partition("## What the")[0]
+    crops = readme(about(metrics={"crop_correlation": {"birds": 0.1}}), "me/model")
+    assert "how much of the image it shows; a coin comes to 0.\n" in crops
+
+
+def test_metrics_and_sets_where_it_is_worse_than_a_coin_are_named():
+    crops = {"crop_win": {"birds": 0.4, "digits": 0.6}, "crop_correlation": {"digits": -0.01}}
+    text = readme(about(metrics=CARD["about"]["metrics"] | crops), "me/model")
+    assert (
+        "here it is, by R-AUROC (below 0.5 on `digits`), crop wins (below 0.5 on `birds`), crop"
+        " correlation (below 0 on `digits`).\n"
+    ) in text
+    assert "- Where R-AUROC is below 0.5, the less certain images are the ones less often" in text
     metrics = {"r_auroc": {"birds": 0.75, "digits": 0.5}}
     text = readme(about(metrics=metrics), "me/model")
     assert "below 0.5" not in text
+    assert "R-AUROC is at least 0.5 on every set above" in text
+    text = readme(about(metrics=metrics | crops), "me/model")
+    assert "here it is, by crop wins (" in text
     assert "R-AUROC is at least 0.5 on every set above" in text
 
 

@@ -217,8 +217,9 @@ def test_wrong_names_and_licences_are_refused_before_anything_is_done(hub, whole
     name = "expected a name on the hub as owner/name, got 'model'"
     assert name in refused("push", whole_run, "model")
     assert name in refused("pull", "model", tmp_path / "m")
-    licence = refused("push", whole_run, "me/model", "--licence", "do what you want")
-    assert "expected --licence as an SPDX id or other, got 'do what you want'" in licence
+    for licence in ("do what you want", "mitt", "mit or apache-2.0", "unknown"):
+        said = refused("push", whole_run, "me/model", "--licence", licence)
+        assert f"expected --licence as an SPDX id or other, got '{licence}': spdx.org" in said
     assert not hub.log
 
 

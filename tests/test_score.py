@@ -121,6 +121,12 @@ def test_every_image_is_scored_as_the_model_scores_it(ask, model, pictures):
     assert table["refused"] == [None] * 12
 
 
+def test_folders_that_are_missing_are_made(ask, pictures):
+    scored(ask, "x", "--html", "pages/sheet.html", out="new/tables/out.csv")
+    assert {p.name for p in Path("new/tables").iterdir()} == {"out.csv"}
+    assert Path("pages/sheet.html").is_file()
+
+
 def test_csv_and_json_lines_say_what_parquet_says(ask, pictures):
     Path("x/2.png").write_bytes(b"text")
     for name in ("out.parquet", "out.csv", "out.jsonl"):
@@ -405,14 +411,8 @@ def test_the_ends_are_the_largest_and_smallest_without_nan(values, half):
             "expected a path on this machine as --out, got s3://b/out.csv",
         ),
         (["x", "--embedding"], "out.csv", 2, "with --embedding, got .csv, which has no"),
-        (["x"], "none/out.csv", 1, "a folder that is there, got none/out.csv: make the folder"),
-        (
-            ["x"],
-            "folder.csv",
-            1,
-            "in a folder that is there, got folder.csv",
-        ),
-        (["x", "--html", "none/s.html"], "out.csv", 1, "that is there, got none/s.html"),
+        (["x"], "folder.csv", 1, "expected a file to write, got the folder folder.csv: name a"),
+        (["x", "--html", "folder.csv"], "out.csv", 1, "got the folder folder.csv: name a file"),
         (["x", "--html", "out.csv"], "out.csv", 2, "--html to be new files, got out.csv for some"),
         (["x/l.csv"], "x/l.csv", 2, "expected --out and --html to be new files, got x/l.csv for"),
         (["none"], "out.csv", 1, "expected images at none, got no such file"),

@@ -1,5 +1,7 @@
 """The select command on a tiny pool: whom it chooses, what it writes, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,6 +38,8 @@ def pool(tmp_path_factory, make_set, extract):
         scale = quantiles(head.uncertainty(rows))
         saved = SavedHead("ranking", 0, head, scale, setup.sizes, backbone, {})
         save(root / f"{name}.safetensors", saved)
+    unscaled = replace(saved, quantiles=np.full_like(scale, np.nan), backbone=store.backbone)
+    save(root / "imported.safetensors", unscaled)
     return root
 
 
@@ -121,6 +125,13 @@ def test_of_a_large_pool_a_sample_that_depends_on_keys_alone_is_compared(pool, t
     assert table["row"] == expected.tolist()
 
 
+def test_a_head_without_percentiles_says_so_of_each_image(pool, tmp_path):
+    result = choose(pool, tmp_path / "out.parquet", "--count", 2, head="imported")
+    assert result.exit_code == 0, result.output
+    reasons = pq.read_table(tmp_path / "out.parquet")["reason"].to_pylist()
+    assert all(reason.startswith("of unknown percentile") for reason in reasons)
+
+
 def test_another_view_can_be_looked_at(pool, tmp_path):
     table = chosen(pool, tmp_path / "out.parquet", "--count", 5, "--view", "crop")
     assert table["row"] == representative(arrays(pool, "crop")[0], 5).row.tolist()
@@ -140,6 +151,7 @@ def test_the_table_says_what_it_was_made_from(pool, tmp_path):
         (["--count", 41], "head", "count from 1 to the 40 rows without a label, got 41"),
         (["--count", 41, "--how", "uncertain"], "head", "from 1 to the 40 rows"),
         (["--count", 41, "--sample", 5], "head", "from 1 to the 40 rows"),
+        (["--count", 2, "--how", "both"], "imported", "knows upstream images for --how both"),
         (["--count", 2], "other", "expected embeddings of the backbone that head ranking"),
         (["--count", 2], "missing", "missing.safetensors"),
         (["--count", 2, "--view", "augment"], "head", "expected one of the views"),

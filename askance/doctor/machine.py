@@ -16,7 +16,8 @@ from askance.doctor.software import ours
 GIB = 2**30
 LITTLE = 2 * GIB  # the default run holds 0.9 GiB of memory and writes 0.4 GiB
 LITTLE_SHARED, FEW_INODES, FEW_FILES = 2**26, 10_000, 1024
-PROC, CGROUP, SHARED = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev/shm")
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+SHARED = Path("/dev/shm")  # nosec B108  # only its size is asked
 GPU_SIGNS = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version"))
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86 and of Arm
 FLOAT32 = "extract.precision=float32 is faster here: dvc exp run -S extract.precision=float32"

@@ -60,11 +60,17 @@ class Emoji:
         return pa.table(columns)
 
     def image(self, row: int) -> tuple[str, bytes]:
-        """Render one drawing on white, fitted into a square."""
+        """Render one drawing on white, fitted into a square.
+
+        Raises:
+            ValueError: the renderer is not installed.
+        """
         try:
             from resvg_py import svg_to_bytes
         except ImportError as error:
-            raise ValueError(f"no renderer ({error}): pip install 'askance[demo]'") from error
+            raise ValueError(
+                f"expected resvg-py, which renders SVG, got {error}: install askance[demo]"
+            ) from error
         name, _, icon = self._keys[row].partition("/")
         collection = self._collections[name]
         drawing = {key: collection.get(key) for key in ("width", "height")}

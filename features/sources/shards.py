@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
-from askance.features.shards import IMAGES, Member, check_place, scan
+from askance.features.places import check_place
+from askance.features.shards import IMAGES, Member, scan
 from askance.features.sources.class_halves import class_halves
 from askance.pipeline.progress import progress
 from askance.pipeline.retries import patiently

@@ -342,6 +342,13 @@ def test_losses_of_another_store_are_refused(tmp_path, stores):
     refusal("expected the losses of .*up.zarr, got .*: run probe again", (stores[0], other[1]))
 
 
+def test_losses_of_fewer_refused_images_are_refused(tmp_path, stores):
+    """Images mended since: the same features by their fingerprint, but more rows."""
+    mended, _ = make(tmp_path, N, refused=LOST[1:])
+    assert mended.fingerprint == stores[0].fingerprint
+    refusal("expected the losses of .*up.zarr, got .*: run probe again", (mended, stores[1]))
+
+
 def test_pairs_of_one_view_are_refused_before_anything_is_read(tmp_path, reads):
     both = make(tmp_path, 20, views=("plain",))
     message = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askance.features import reader
-from askance.features.reader import EXTENT, MAX_IMAGE, extents, images
+from askance.features.reader import EXTENT, GAP, MAX_IMAGE, extents, images
 from askance.features.shards import scan
 from askance.pipeline import retries
 
@@ -84,6 +84,10 @@ def test_extents_hold_every_image_once_and_stay_small(steps):
             row = rows[place]
             assert extent.start <= row["offset"] - 512
             assert row["offset"] + row["size"] <= extent.stop
+        inside = [rows[place] for place in extent.samples]
+        ends = [row["offset"] + row["size"] for row in inside]
+        starts = [row["offset"] - 512 for row in inside]
+        assert all(0 <= b - a <= GAP for a, b in zip(ends, starts[1:], strict=False))
 
 
 def test_neighbouring_images_are_read_at_once(shard):
@@ -118,6 +122,16 @@ def test_another_file_in_the_place_of_a_sample_is_a_reason(shard, write_tar):
     reason = dict(images([found]))["a/k3"]
     assert reason.startswith("expected the sample 'a/k3' of 2100 bytes at")
     assert "got 'b/k3.jpg' of 2100 bytes: the shard changed" in reason
+
+
+def test_another_size_in_the_place_of_a_sample_is_a_reason(shard, write_tar):
+    path, contents = shard
+    found = samples(path)
+    others = {f"{key}.jpg": data + b"x" * (key == "a/k3") for key, data in contents.items()}
+    write_tar(path, others)
+    got = dict(images([found]))
+    assert "got 'a/k3.jpg' of 2101 bytes: the shard changed" in got.pop("a/k3")
+    assert got == {key: data for key, data in contents.items() if key != "a/k3"}
 
 
 def test_an_image_that_claims_too_much_is_never_read(tmp_path):

@@ -13,7 +13,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from askance.features import shards
 from askance.features.index import SCHEMA, Index
-from askance.features.shards import NAME, PROTOCOLS, check_place, content, scan, write_shards
+from askance.features.places import PROTOCOLS, check_place
+from askance.features.shards import NAME, content, scan, write_shards
 from askance.features.sources.shards import Shards, expand
 from askance.pipeline import retries
 
@@ -186,6 +187,8 @@ def test_equal_samples_give_equal_shards_that_webdataset_reads(tmp_path):
     assert first == [str(tmp_path / "a" / "50%-000000.tar")]
     assert Path(first[0]).read_bytes() == Path(second[0]).read_bytes()
     assert read_with_webdataset(Path(first[0])) == samples
+    with tarfile.open(first[0]) as tar:  # nobody's, of no time: the same wherever it is made
+        assert {(m.mtime, m.uname, m.gname) for m in tar} == {(0, "", "")}
 
 
 def test_shards_are_split_by_number_of_samples(tmp_path, monkeypatch):

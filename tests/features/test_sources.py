@@ -359,6 +359,6 @@ def test_an_emoji_is_rendered_on_white_and_not_stretched(drawn):
 def test_a_missing_renderer_is_named(drawn, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(
-        ValueError, match=r"no renderer \(.*resvg_py.*\): pip install 'askance\[demo\]'"
+        ValueError, match=r"expected resvg-py, which .*, got .*resvg_py.*: install askance\[demo\]"
     ):
         Emoji().image(0)

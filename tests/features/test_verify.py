@@ -1,5 +1,6 @@
 """The checks of a store by themselves, and the numerical contract that they rest on."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from askance.features.layout import Array, Layout
 from askance.features.recompute import draw
 from askance.features.verify import Told, check_accounts, check_files
 from askance.features.writer import StoreWriter
+from askance.pipeline.artifacts import read_sealed, write_sealed
 
 BATCHES = (1, 3, 8, 16)
 
@@ -81,6 +83,25 @@ def test_an_index_of_another_set_is_not_this_stores(store):
     assert str(first) == (
         "wrong: status/manifest.json: its fingerprint or index is not that of its content"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"refused": {"4": "no image", "5": "no image"}},
+            "tells of other refused rows than status",
+        ),
+        ({"files": {"status/c/1": ""}}, r"tells of ['status'], not of ['embedding', 'status']"),
+    ],
+)
+def test_a_record_that_is_whole_but_not_of_its_arrays_is_told(store, tmp_path, change, message):
+    shutil.copytree(store, tmp_path / "a.zarr")
+    record = tmp_path / "a.zarr" / "status" / "blocks" / "00001.json"
+    write_sealed(record, read_sealed(record) | change)
+    told = Told.read(tmp_path / "a.zarr")
+    found = [str(finding) for finding in check_accounts(told, index(store.parent))]
+    assert f"wrong: status/blocks/00001.json: {message}" in found
 
 
 @settings(max_examples=40)

@@ -244,6 +244,15 @@ def test_damaged_images_are_refused(encode):
         decode(b"")
 
 
+def test_a_lack_of_memory_is_no_damage(encode, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setitem(views.READERS, (b"\xff\xd8\xff",), fail)
+    with pytest.raises(MemoryError):
+        decode(encode(picture(20, 10), "jpg"))
+
+
 def test_damage_in_the_metadata_is_refused_like_any_other(encode):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -63,6 +63,13 @@ def test_schedule_squeezed_into_460_steps_is_the_papers():
     np.testing.assert_allclose([rate(s) for s in range(EPOCHS)], GOLDEN["lr.pvu_460"], rtol=1e-9)
 
 
+@pytest.mark.parametrize("peak", [1e-3, 1e-6])
+def test_the_warm_up_never_falls_and_never_exceeds_the_peak(peak):
+    rates = [paper_schedule(EPOCHS, peak)(step) for step in range(EPOCHS)]
+    assert rates[: int(WARM_UP)] == sorted(rates[: int(WARM_UP)])
+    assert max(rates) <= peak
+
+
 def test_biases_do_not_decay_and_come_first():
     groups = optimiser(small_head()).param_groups
     assert [len(g["params"]) for g in groups] == GOLDEN["traj.order_adamw.n_groups_sizes"].tolist()
@@ -112,6 +119,27 @@ def test_training_is_the_same_for_the_same_seed_whatever_else_is_trained():
     assert not torch.equal(weights(among.head("ranking", 0)), weights(among.head("ranking", 1)))
 
 
+class Draw(Head):
+    """A head whose objective is a random number."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def objective(self, batch: Batch) -> torch.Tensor:
+        return self.weight + torch.rand(())
+
+
+def test_what_a_step_draws_depends_on_its_seed_and_number_alone():
+    def drawn(seed: int, numbers: range) -> list[float]:
+        trainee = Trainee(Draw(SETUP), seed)
+        return [trainee.step(batches(1)[0], number, 0.0).item() for number in numbers]
+
+    first = drawn(0, range(5))
+    assert len({*first, *drawn(1, range(5))}) == 10
+    assert drawn(0, range(3, 5)) == first[3:]
+
+
 def test_head_learns_an_order_that_can_be_learnt():
     run = training(steps=300)
     means = []
@@ -130,6 +158,15 @@ def test_bfloat16_learns_the_same_up_to_its_rounding():
         rounded.step(batch, None, (0,))
     assert rounded.objectives()["ranking"] == pytest.approx(exact.objectives()["ranking"], rel=0.05)
     assert {p.dtype for p in rounded.head("ranking", 0).parameters()} == {torch.float32}
+    assert not torch.equal(weights(rounded.head("ranking", 0)), weights(exact.head("ranking", 0)))
+
+
+def test_a_head_that_does_not_bear_bfloat16_is_trained_in_float32():
+    exact, rounded = (training(["elk"], bfloat16=wanted) for wanted in (False, True))
+    for batch in batches(3):
+        exact.step(batch, None, (0,))
+        rounded.step(batch, None, (0,))
+    assert torch.equal(weights(rounded.head("elk", 0)), weights(exact.head("elk", 0)))
 
 
 def test_an_objective_that_is_not_finite_stops_with_head_seed_step_and_blocks():
@@ -187,6 +224,11 @@ def test_a_training_goes_on_from_its_state_bit_by_bit(tmp_path, monkeypatch, sto
             for one, other in ((again.head, whole.head), (again.kept, whole.kept)):
                 assert torch.equal(weights(one(name, seed)), weights(other(name, seed)))
             assert again.best[name, seed].step == whole.best[name, seed].step
+
+
+def test_a_state_is_not_saved_again_right_after(tmp_path):
+    State(tmp_path / "state", ["data"]).save(training(), [])
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_state_of_something_else_is_not_gone_on_with(tmp_path, monkeypatch):

@@ -223,6 +223,19 @@ def test_samples_are_isotropic_around_the_direction(sampler, dim):
 
 
 @pytest.mark.parametrize("sampler", [sample, published_sample])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_samples_around_the_axis_that_they_are_drawn_about_are_as_around_any(sampler, sign):
+    """They are mirrored from the first axis, or its opposite, to the direction."""
+    direction = torch.zeros(1, 4, dtype=torch.float64)
+    direction[0, 0] = sign
+    samples = sampler(direction, number(8.0)[None], 10_000)[:, 0]
+    assert samples.isfinite().all()
+    mean = mean_cosine(number(8.0), 4).item()
+    assert errors_of_mean(sign * samples[:, 0], mean) < 4
+    assert (samples[:, 1:].mean(0).abs() < 5 / 100).all()
+
+
+@pytest.mark.parametrize("sampler", [sample, published_sample])
 @pytest.mark.parametrize("kappa", [0.01, 10.5, 1e5])
 @pytest.mark.parametrize("dim", [2, 3, 2048])
 def test_single_precision_samples_have_unit_length_and_finite_gradients(sampler, dim, kappa):

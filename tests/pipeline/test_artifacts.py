@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askance.pipeline.artifacts import atomic, digest, sha256, write_json
-from askance.pipeline.seeding import generator
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -59,17 +58,3 @@ def test_equal_content_has_an_equal_digest_whatever_its_order(content):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
-
-
-@given(st.lists(st.one_of(st.text(), st.integers()), max_size=4), st.text())
-def test_random_numbers_depend_on_all_their_names(names, other):
-    first = generator(*names).random(4).tolist()
-    assert generator(*names).random(4).tolist() == first
-    assert generator(*names, other).random(4).tolist() != first
-
-
-def test_random_numbers_are_the_same_on_every_machine():
-    assert generator("view", 0, "k").integers(1000, size=3).tolist() == PINNED
-
-
-PINNED = [967, 496, 917]

@@ -26,6 +26,8 @@ def run(error):
         (ValueError("expected a, got b"), 1, "askance: expected a, got b"),
         (FileNotFoundError("nothing"), 1, "askance: nothing"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space and run again"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "free some space and run again"),
+        (ValueError("a key \x1b[2J"), 1, "askance: a key \\x1b[2J"),
         (TooManyRefusedError("2 refused"), 3, "askance: 2 refused"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],

@@ -1,9 +1,21 @@
-"""Random orders that depend on names alone."""
+"""Random numbers and orders that depend on names alone."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askance.pipeline.seeding import hashed
+from askance.pipeline.seeding import generator, hashed
+
+
+@given(st.lists(st.one_of(st.text(), st.integers()), max_size=4), st.text())
+def test_random_numbers_depend_on_all_their_names(names, other):
+    first = generator(*names).random(4).tolist()
+    assert generator(*names).random(4).tolist() == first
+    assert generator(*names, other).random(4).tolist() != first
+
+
+def test_numbers_and_orders_are_the_same_on_every_machine():
+    assert generator("view", 0, "k").integers(1000, size=3).tolist() == [967, 496, 917]
+    assert hashed(["a", "b", "c", "d"]).tolist() == [2, 0, 1, 3]
 
 
 @given(st.lists(st.text(), unique=True, max_size=40), st.randoms(use_true_random=False))
