@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from askance import doctor, export, hub, published, score, verify
-from askance.features.store import FeatureStore
+from askance.features.store import FORMAT, FeatureStore
 from askance.features.writer import StoreWriter
 from askance.pipeline import retries
 from askance.pipeline.artifacts import listing, place
@@ -585,6 +585,12 @@ def _(lab):
     yield ask("train", store, store, folder / "models", folder / "training", *heads)
     assert content(folder) == before
     lab.goes_on()
+
+
+@fault("store that Zarr would read by unpickling it")
+def _(lab):
+    zarr.open_group(str(lab.out), mode="w", zarr_format=2).attrs["format"] = FORMAT
+    yield ask("probe", lab.out, lab.folder / "a.probe.zarr")
 
 
 @fault("machine that is not set up")

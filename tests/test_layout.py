@@ -91,7 +91,18 @@ def test_no_stage_reads_params_yaml():
 
 @pytest.mark.parametrize(
     "stage",
-    ["prepare", "extract", "probe", "retrieve", "mix", "train", "evaluate", "curate", "report"],
+    [
+        "prepare",
+        "extract",
+        "probe",
+        "retrieve",
+        "mix",
+        "map",
+        "train",
+        "evaluate",
+        "curate",
+        "report",
+    ],
 )
 def test_help_needs_neither_torch_nor_timm_nor_faiss(stage):
     code = (
