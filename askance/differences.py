@@ -226,9 +226,9 @@ def _contrasts(
     mapped = [head for head, both in traits.items() if any(each["mapped"] for each in both)]
     plain = next((head for head in traits if head not in mapped), None)
     for head, both in traits.items():
-        trained = any(each["trained"] for each in both)
         for metric in METRICS if head in mapped or head == plain else RANKED:
             label = EMBEDDING if metric == "r1" and head == plain else head
+            trained = label != EMBEDDING and any(each["trained"] for each in both)
             for column, names in columns.items():
                 scores = [by_set[name] for name in names]
                 pairs = [(each[first.name, head], each[other.name, head]) for each in scores]

@@ -19,7 +19,7 @@ from askance.features.reader import extents
 from askance.features.recipe import LogitsKept, Recipe
 from askance.features.store import DONE, NOT_YET, REFUSED, FeatureStore
 from askance.pipeline.artifacts import Place, listing
-from askance.pipeline.runs import read_log
+from askance.pipeline.runs import lasting, read_log
 
 MANY_FILES = 10_000
 SMALL_CHUNK, LARGE_CHUNK = 1 << 20, 64 << 20  # bytes
@@ -178,7 +178,7 @@ def actual(store: Place) -> Actual:
     opened = FeatureStore(store)
     status = np.bincount(opened.status, minlength=3)
     sizes = listing(store).values()
-    runs = [run for run in read_log(store) if run.get("fingerprint") == opened.fingerprint]
+    runs = lasting(read_log(store), opened.fingerprint)
     return Actual(
         written=int(status[DONE]),
         refused=int(status[REFUSED]),

@@ -46,7 +46,8 @@ def run(out: Annotated[Path, typer.Argument(help="the folder to write")]) -> Non
 
 
 def _dvc(*options: str) -> str:
-    command = [sys.executable, "-m", "dvc", "plots", "show", *options]
+    # -P: none of the folders here may stand in for a package of the same name.
+    command = [sys.executable, "-P", "-m", "dvc", "plots", "show", *options]
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,8 +44,8 @@ class Run:
             out: what the stage wrote.
             count: in this run alone.
             unit: "images", ...
-            facts: more to note. Runs that note the same `fingerprint` went on with each other's
-                work; any other run began anew.
+            facts: more to note. A run that notes `begun` as false went on with the work of those
+                before it with the same `fingerprint`; any other began anew.
         """
         line = {"stage": self.stage, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         took = {"seconds": round(self.seconds, 3), "count": count, "unit": unit}
@@ -96,8 +97,7 @@ def _cost(output: Path) -> Iterator[Cost]:
     if not lines:
         return
     last = lines[-1]
-    made = last.get("fingerprint")
-    runs = [run for run in lines if run.get("fingerprint") == made] if made else [last]
+    runs = lasting(lines, last.get("fingerprint"))
     yield Cost(
         stage=last["stage"],
         output=output,
@@ -119,8 +119,19 @@ def read_log(out: Place) -> list[dict[str, Any]]:
     """
     log = log_of(out)
     lines = log.read_text().splitlines() if log.exists() else []
-    found = (json.loads(line) for line in lines if line.endswith("}"))
-    return [run for run in found if "count" in run]
+    return [run for line in lines for run in _parsed(line) if "count" in run]
+
+
+def _parsed(line: str) -> Iterator[dict[str, Any]]:
+    with suppress(json.JSONDecodeError):
+        yield json.loads(line)
+
+
+def lasting(lines: list[dict[str, Any]], fingerprint: str | None) -> list[dict[str, Any]]:
+    """Return the runs of a fingerprint whose work is in the output: since it was last begun."""
+    runs = [run for run in lines if run.get("fingerprint") == fingerprint]
+    begun = [at for at, run in enumerate(runs) if run.get("begun", True)]
+    return runs[begun[-1] :] if begun else runs
 
 
 def log_of(out: Place) -> Place:
@@ -130,8 +141,10 @@ def log_of(out: Place) -> Place:
 
 def _append(log: Place, line: str) -> None:
     if isinstance(log, Path):
-        with log.open("a") as file:
-            file.write(line)
+        with log.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            cut = file.read() not in (b"", b"\n")  # by a kill, or by a full disk
+            file.write(b"\n" * cut + line.encode())
     else:  # object stores don't append
         log.write_text((log.read_text() if log.exists() else "") + line)
 

@@ -50,7 +50,8 @@ def read_scene(
     # Far from upstream many rows share the last percentile: in their own order, often one class.
     lot = generator("report", data.name).permutation(len(table))
     orders = {head: certain_first(each, lot) for head, each in percentiles.items()}
-    lot = shown(lot, list(orders.values()), np.isfinite(x), ends=ends, limit=limit)
+    strangers = len(np.setdiff1d(table["neighbour"].to_numpy(), table["row"].to_numpy()))
+    lot = shown(lot, [*orders.values()], np.isfinite(x), strangers, ends=ends, limit=limit)
     pairs = table.take(lot)
     pictures = mosaic(index, _rows(index, pairs))
     classes = sorted(set(_classes(index, pairs["row"]) + _classes(index, pairs["neighbour"])))
@@ -95,16 +96,18 @@ def shown(
     lot: Int[np.ndarray, " n"],
     orders: list[Int[np.ndarray, " _"]],
     mapped: Bool[np.ndarray, " n"],
+    strangers: int,
     *,
     ends: int,
     limit: int,
 ) -> Int[np.ndarray, " shown"]:
     """Return the rows whose pictures are shown, in the order of the lot.
 
-    All where they are no more than `limit`; else half as many as that, since each brings its
-    neighbour: `ends` from either end of each head's order, then those on the map, then others.
+    All where they, and the strangers among their neighbours, are no more than `limit`; else half as
+    many as that, since each brings its neighbour: `ends` from either end of each head's order, then
+    those on the map, then others.
     """
-    if len(lot) <= limit:
+    if len(lot) + strangers <= limit:
         return lot
     extremes = [end[:ends] for order in orders for end in (order, order[::-1])]
     preferred = np.concatenate([*extremes, lot[mapped[lot]], lot])

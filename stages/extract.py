@@ -78,7 +78,7 @@ def run(
         finally:
             if done:
                 about = {"scheduler": scheduler, "workers": workers, "device": device}
-                about |= {"fingerprint": writer.fingerprint}
+                about |= {"fingerprint": writer.fingerprint, "begun": rows == len(index)}
                 this.log(out, done * len(views), "pictures", **about)
         refused = writer.finish()
     _judge(refused.slice(0, 1).to_pylist(), len(refused), len(index), refusals, out)

@@ -1,5 +1,6 @@
 """map: a feature store to a point in the plane for every image, those that are alike together."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,6 @@ import typer
 
 from askance.pipeline.artifacts import Place, atomic, place
 from askance.pipeline.command import command
-from askance.pipeline.progress import progress
 from askance.pipeline.runs import Run
 
 
@@ -46,9 +46,8 @@ def run(
         raise ValueError(f"expected images in {store}, got none: all of them were refused")
     asked = drawn(every, queries or len(every))
     shown = drawn(asked, limit, "map", seed)
-    with progress(f"map {store.name}", len(shown), "images") as advance:
-        found = plane(features.some("plain", shown), seed, perplexity)
-        advance(len(shown))
+    print(f"map {store.name}: {len(shown):,} images to lay out", file=sys.stderr)
+    found = plane(features.some("plain", shown), seed, perplexity)
     x, y = found.point.T
     columns = {"row": features.rows[shown], "key": pa.array(features.keys).take(pa.array(shown))}
     about = {"store": features.edition, "images": len(asked), "seed": seed}

@@ -177,7 +177,7 @@ function pair(set, at) {
 function open(set, at) {
   const { query, neighbour, percentile, similarity, hit } = set.pairs, near = neighbour[at];
   const facts = [
-    ["Query", query[at].key], ["Retrieved", near?.key ?? "no other image"], ["Right", hit[at] ? "yes" : "no: of another class"],
+    ["Query", query[at].key], ["Retrieved", near?.key ?? "no other image"], ["Right", hit[at] ? "yes" : near === null ? "no: it found nothing" : "no: of another class"],
     ["Similarity", near === null ? "–" : similarity[at].toFixed(3)],
     ...choices.map((head) => [look.get(head).label, percent(percentile[head][at], 1)]),
   ];
@@ -222,7 +222,8 @@ function listClasses(place) {
 function numbers() {
   const rows = sets.map((set) => {
     const { coverage, risk } = kept(set, state.head, state.share), wrong = element("td", { textContent: percent(risk, 1) });
-    const cells = [`${count(Math.round(coverage * set.images))} of ${count(set.images)}`, percent(set.level, 1)];
+    const all = kept(set, state.head, 1).risk; // a head with neighbours of its own has a risk of its own
+    const cells = [`${count(Math.round(coverage * set.images))} of ${count(set.images)}`, percent(all, 1)];
     return element("tr", {}, [element("th", { scope: "row", textContent: set.name }), element("td", { textContent: cells[0] }), wrong, element("td", { textContent: cells[1] })]);
   });
   $("#kept tbody").replaceChildren(...rows);

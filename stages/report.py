@@ -72,7 +72,9 @@ def run(
     data: Annotated[Path, typer.Argument(help="the folder of prepared sets")],
     *,
     pictures: Annotated[int, typer.Option(min=1, help="of a set, in every row of them")] = 8,
-    limit: Annotated[int, typer.Option(min=2, help="of pictures on the page, all sets")] = 8000,
+    limit: Annotated[
+        int, typer.Option(min=2, max=60_000, help="of pictures on the page, all sets")
+    ] = 8000,
 ) -> None:
     """Write RESULTS/report.html: the results as one page, with pictures of the sets in DATA."""
     about = read_json(_there(results / "run.json"))

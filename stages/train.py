@@ -56,7 +56,7 @@ def run(
     ] = "best",
     precision: Annotated[
         Literal["bfloat16", "float32"], typer.Option(help="of products, where it is harmless")
-    ] = "bfloat16",
+    ] = "float32",
     memory: Annotated[float, typer.Option(help="GiB of rows to hold; more are streamed")] = 8.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:

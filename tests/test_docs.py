@@ -7,6 +7,7 @@ repro` made. The few that can't be have the reason on the line before: `<!-- not
 import ast
 import doctest
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -391,3 +392,22 @@ def test_the_reference_has_its_docstrings_in_sections(site):
     assert 'class="source"' not in page
     for name in ("load", "Model", "UncertaintyScorer", "r_auroc", "FeatureStore", "Head"):
         assert re.search(rf'id="askance\.[a-z_.]+\.{name}"', page), name
+
+
+def numbers_told(page, head):
+    """Return the first table row of a head on a page, as numbers before their intervals."""
+    row = re.search(rf"^\| {head}(?: [†‡]+)?(?: \(\w+\))? \|(.*)\|$", page, re.MULTILINE)
+    return [float(cell.split()[0]) for cell in row[1].split("|")]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "results.md"], ids=str)
+def test_the_tables_of_the_default_run_are_those_of_the_committed_metrics(page):
+    metrics = json.loads((ROOT / "results" / "metrics.json").read_text())
+    text, sets = page.read_text(), ["seen", "emoji", "cifar10", "digits", "average"]
+    shown = [head for head in metrics["r_auroc"] if re.search(rf"^\| {head} ", text, re.MULTILINE)]
+    assert {"ranking", "entropy", "norm", "neighbour-distance"} <= set(shown)
+    for head in shown:
+        real = [metrics["r_auroc"][head][name] for name in sets]
+        assert numbers_told(text, head) == pytest.approx(real, abs=0.0051), head
+    recall = [metrics["r1"]["backbone"][name] for name in sets]
+    assert numbers_told(text, "R@1 of the backbone") == pytest.approx(recall, abs=0.0051)

@@ -326,7 +326,7 @@ def test_gpus_that_torch_leaves_out_and_old_ones_are_told(system, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch_like(count=1, major=7))
     told, warned = map(str, machine.gpu("auto"))
     assert "of 2 in the system" in told
-    assert warned.startswith("warn a GPU without bfloat16 units -> extract.precision=float32")
+    assert warned.startswith("warn a GPU without bfloat16 units -> leave extract.precision=")
     monkeypatch.setitem(sys.modules, "torch", torch_like(count=0))
     assert "the system has NVIDIA V100, NVIDIA V100, but" in only(machine.gpu("auto"))
 
@@ -364,7 +364,7 @@ def test_threads_that_spin_and_a_processor_without_bfloat16_are_told(system, mon
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     _, spin, units = map(str, machine.processor("cpu"))
     assert spin.startswith("warn OpenMP threads that spin")
-    assert units.startswith("warn a processor without bfloat16 units -> extract.precision=float32")
+    assert units.startswith("warn a processor without bfloat16 units -> leave extract.precision=")
     assert "bfloat16" not in "".join(map(str, machine.processor("cuda")))
 
 

@@ -115,3 +115,5 @@ def test_every_test_and_module_that_the_security_page_names_exists():
         assert f"def {name}(" in tests, name
     for path in re.findall(r"`([\w/]+\.(?:py|md|toml|yaml))`", page):
         assert (ROOT / path).is_file(), path
+    for name, path in re.findall(r"`(\w+)` of `([\w/]+\.py)`", page):
+        assert f"def {name}(" in (ROOT / path).read_text(), name

@@ -20,7 +20,7 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 SHARED = Path("/dev/shm")  # nosec B108  # only its size is asked
 GPU_SIGNS = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version"))
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86 and of Arm
-FLOAT32 = "extract.precision=float32 is faster here: dvc exp run -S extract.precision=float32"
+FLOAT32 = "leave extract.precision=float32, the default: bfloat16 is slower here"
 
 
 def gpu(device: str) -> Findings:

@@ -197,7 +197,8 @@ def test_runs_are_summed_unless_another_store_had_the_place(tmp_path):
     store, _ = written(tmp_path, blocks=3)
     made = FeatureStore(store).fingerprint
     for count, fingerprint in ((9, "another"), (16, made), (4, made)):
-        Run("extract").log(store, count, "pictures", fingerprint=fingerprint)
+        about = {"fingerprint": fingerprint, "begun": count != 4}
+        Run("extract").log(store, count, "pictures", **about)
     found, logged = actual(store), read_log(store)
     assert found.pictures == 20
     assert found.seconds == sum(run["seconds"] for run in logged[1:])

@@ -34,7 +34,7 @@ def test_a_run_is_a_line_beside_its_output(output):
     assert (cost.ended, cost.machine) == (logged["ended"], logged["machine"])
 
 
-def test_runs_of_one_fingerprint_add_up_and_any_other_counts_alone(output):
+def test_runs_that_went_on_add_up_and_any_other_counts_alone(output):
     def count(*lines):
         for done, about in lines:
             Run("extract").log(output, done, "pictures", **about)
@@ -42,10 +42,12 @@ def test_runs_of_one_fingerprint_add_up_and_any_other_counts_alone(output):
         return cost.count, cost.runs
 
     first, second = {"fingerprint": "a"}, {"fingerprint": "b"}
-    assert count((10, first), (5, second), (7, first)) == (17, 2)
+    on = {"begun": False}
+    assert count((10, first), (5, second), (7, first | on)) == (17, 2)
     assert count((1, {})) == (1, 1)
     assert count((2, {})) == (2, 1)
-    assert count((4, second)) == (9, 2)
+    assert count((4, second | on)) == (9, 2)
+    assert count((8, second)) == (8, 1)  # anew, after somebody had removed the output
 
 
 def test_bytes_of_a_folder_are_those_of_all_its_files(tmp_path):
@@ -69,6 +71,10 @@ def test_lines_that_were_cut_or_are_of_another_version_are_left_out(output):
     Run("map").log(output, 1, "images")
     log.write_text(log.read_text() + '{"stage": "map", "coun')
     assert [run["count"] for run in read_log(output)] == [1]
+    Run("map").log(output, 2, "images")  # on a line of its own
+    assert [run["count"] for run in read_log(output)] == [1, 2]
+    [cost] = read_costs(output.parent)
+    assert cost.count == 2
 
 
 def test_a_log_that_cannot_be_written_is_said_and_no_failure(output, capsys):
@@ -103,11 +109,11 @@ run.log(Path(sys.argv[1]), 1, "images")
     assert least * MEBI < cost.memory < (least + 100) * MEBI
 
 
-@pytest.mark.parametrize("tool", ["git", "dvc"])
-def test_neither_git_nor_dvc_sees_a_log(tool):
+@pytest.mark.parametrize("command", [["git"], [sys.executable, "-P", "-m", "dvc"]])
+def test_neither_git_nor_dvc_sees_a_log(command):
     folders = ["data", "stores", "neighbours", "neighbours/mixed", "results", "results/maps", "."]
     logs = [f"{folder}/any.runs.jsonl" for folder in folders]
     seen = subprocess.run(
-        [tool, "check-ignore", *logs], cwd=ROOT, text=True, capture_output=True, check=True
+        [*command, "check-ignore", *logs], cwd=ROOT, text=True, capture_output=True, check=True
     )
     assert len(seen.stdout.splitlines()) == len(logs)

@@ -735,8 +735,9 @@ def test_certain_first_leaves_out_undefined_and_keeps_ties_in_the_order_of_the_l
 def test_all_rows_are_shown_where_there_is_room_and_never_more():
     lot = np.random.default_rng(0).permutation(40)
     orders, mapped = [np.arange(40), np.arange(40)[::-1]], np.arange(40) >= 20
-    assert shown(lot, orders, mapped, ends=3, limit=40).tolist() == lot.tolist()
-    some = shown(lot, orders, mapped, ends=3, limit=39)
+    assert shown(lot, orders, mapped, 2, ends=3, limit=42).tolist() == lot.tolist()
+    assert len(shown(lot, orders, mapped, 2, ends=3, limit=41)) == 20
+    some = shown(lot, orders, mapped, 0, ends=3, limit=39)
     assert len(some) == 19
     assert {0, 1, 2, 37, 38, 39} <= set(some.tolist())
     assert sum(mapped[some]) == 16  # all but the three extremes that are not on the map
