@@ -131,12 +131,6 @@ def page(
     scenes = [
         s._replace(data=s.data | {"safe": _shares(safe.get(s.data["name"], []))}) for s in scenes
     ]
-    drawn = {
-        "heads": [{"name": h, "label": labels[h]} | _line(looks[labels[h]]) for h in labels],
-        "choices": choices(run["heads"]),
-        "cases": [{"name": case} | _line(look) for case, look in CASES.items()],
-        "sets": [scene.data for scene in scenes],
-    }
     return PAGE.get_template("report.html").render(
         run=run,
         about={head["name"]: head for head in run["heads"]},
@@ -154,7 +148,7 @@ def page(
         dots=[Markup(dots(estimates, looks, column)) for column in columns],
         scenes=scenes,
         mapped=[s for s in scenes if any(x is not None for x in s.data["pairs"]["x"])],
-        choices=drawn["choices"],
+        choices=choices(run["heads"]),
         pictures=pictures,
         measures={name: table(cells, groups, measures(name)) for name in [AVERAGE, *names]},
         human=table(cells, groups, human(columns)),
@@ -167,9 +161,19 @@ def page(
         curation=curation,
         costs=costs,
         css=Markup((HERE / "report.css").read_text()),
-        data=_json(drawn),
+        data=_json(_drawn(run, labels, looks, scenes)),
         scripts=scripts(),
     )
+
+
+def _drawn(run: Json, labels: dict[str, str], looks: dict[str, Style], scenes: list[Scene]) -> Json:
+    """Return all that the page's script draws."""
+    return {
+        "heads": [{"name": h, "label": labels[h]} | _line(looks[labels[h]]) for h in labels],
+        "choices": choices(run["heads"]),
+        "cases": [{"name": case} | _line(look) for case, look in CASES.items()],
+        "sets": [scene.data for scene in scenes],
+    }
 
 
 def scripts() -> list[Script]:
