@@ -28,7 +28,7 @@ def chromium():
 def opened(browser, path, **options):
     """Open a page and return it with what it asked for and what it said, as lists that grow."""
     page = browser.new_page(**options)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)  # shared machines stall
     asked, said = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: said.append(message.text))
