@@ -169,7 +169,7 @@ function pair(set, at) {
     element("div", { className: "query" }, [picture(set, "query", query[at])]),
     element("div", { className: "neighbour" }, [picture(set, "retrieved", near), mark]),
     element("figcaption", {}, [
-      element("b", { textContent: set.classes[query[at].label] }), percent(of, 1), element("span", { textContent: verdict }),
+      element("b", { textContent: set.classes[query[at].label] }), `rank ${percent(of, 1)}`, element("span", { textContent: verdict }),
     ]),
   ]);
 }

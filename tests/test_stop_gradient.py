@@ -148,12 +148,15 @@ def test_a_backbone_that_has_learnt_is_not_released(make, batches, tmp_path, lea
     assert not [*tmp_path.rglob("*.safetensors")]
 
 
-def test_the_loop_of_the_page_trains_both(make, batches, monkeypatch):
+def test_the_loop_of_the_page_trains_both(make, encode, monkeypatch, tmp_path):
+    for number, name in enumerate(("photo.jpg", "another.jpg")):
+        (tmp_path / name).write_bytes(encode(number, "jpg"))
+    monkeypatch.chdir(tmp_path)
     model = make()
     before = state(model.backbone), state(model.head)
     monkeypatch.setattr(askance, "load", lambda _: model, raising=False)
     (loop,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names = {"batches": batches}
+    names = {}
     exec(loop, names)
     assert names["loss"].isfinite().all()
     assert not same(state(model.backbone), before[0])
