@@ -5,16 +5,17 @@ or JSON lines by its name. Until it is whole, the parts lie beside it in `.<name
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from askance.features.blocks import Block, plan
 from askance.pipeline.artifacts import atomic, digest, read_sealed, remove, write_sealed
+from askance.pipeline.locks import only_writer
 
 
 class Parts:
@@ -28,7 +29,7 @@ class Parts:
     def __init__(self, out: Path, about: dict[str, Any], rows: int, block: int) -> None:
         self.out, self.about, self.blocks = out, about | {"block": block}, plan(rows, block)
         self.folder, self.message = out.with_name(f".{out.name}.state"), ""
-        self._lock = FileLock(self.folder / "lock")
+        self._lock = ExitStack()
 
     def __enter__(self) -> "Parts":
         """Lock the parts, and see which there are.
@@ -38,20 +39,16 @@ class Parts:
             OSError: the folder can't be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)  # the kernel lets go of it at any death
-        except Timeout:
-            raise ValueError(
-                f"expected to be the only writer of {self.out}, got another one that runs: wait for"
-                " it, or stop it"
-            ) from None
-        told = _told(self.out)
-        self.finished = told.get("digest") == digest(self.about)
-        self.message = f"{self.out}: complete" if self.finished else self._open(told)
+        with ExitStack() as stack:
+            stack.enter_context(only_writer(self.out, self.folder / "lock"))
+            told = _told(self.out)
+            self.finished = told.get("digest") == digest(self.about)
+            self.message = f"{self.out}: complete" if self.finished else self._open(told)
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.close()
 
     @property
     def files(self) -> list[Path]:
