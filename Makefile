@@ -63,7 +63,8 @@ $(CHROME)/run:
 	else \
 	    npm install --silent --no-audit --no-fund --prefix $(CHROME) @sparticuz/chromium@153; cd $(CHROME); \
 	    TMPDIR=$$PWD AWS_LAMBDA_JS_RUNTIME=nodejs22.x node --input-type=module -e "import it from '@sparticuz/chromium'; await it.executablePath()"; \
-	    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s/al2023/lib exec %s/chromium "$$@"\n' "$$PWD" "$$PWD" >run; chmod +x run; \
+	    sed -i "s#/tmp/fonts#$$PWD/fonts#" fonts/fonts.conf; \
+	    printf '#!/bin/sh\nFONTCONFIG_PATH=%s/fonts LD_LIBRARY_PATH=%s/al2023/lib exec %s/chromium "$$@"\n' "$$PWD" "$$PWD" "$$PWD" >run; chmod +x run; \
 	fi
 
 # pip's find-links setting, if any, is handed to uv, which does not read it.
