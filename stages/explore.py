@@ -28,9 +28,10 @@ class Scene(NamedTuple):
 
 
 def choices(heads: list[Json]) -> list[str]:
-    """Return the heads that can be looked at: those with the neighbours that are pictured.
+    """Return the heads that can be looked at, the main one first, which the notes are about.
 
-    They are the frozen embedding's; where no head has them, the first asked for stands alone.
+    They have the neighbours that are pictured, the frozen embedding's; where no head has them, the
+    first asked for stands alone.
     """
     own = [head for head in heads if not head.get("reference")]
     return [head["name"] for head in own if not head["mapped"]] or [own[0]["name"]]
@@ -41,7 +42,11 @@ def read_scene(
 ) -> Scene:
     """Read a set: QUERIES of evaluate, the prepared set DATA, its map PLANE where there is one.
 
-    Pictures are of `limit` images at most; `shown` says which.
+    Pictures are of `limit` images at most; `shown` says which. Numbers are shares from 0 to 1,
+    places on the map without a unit; what is undefined is None.
+
+    Raises:
+        ValueError: a result is of another preparation of the set.
     """
     table, index = pq.read_table(queries), read_index(data)
     wrong = ~table["hit"].to_numpy()
@@ -51,8 +56,8 @@ def read_scene(
     lot = generator("report", data.name).permutation(len(table))
     orders = {head: certain_first(each, lot) for head, each in percentiles.items()}
     strangers = len(np.setdiff1d(table["neighbour"].to_numpy(), table["row"].to_numpy()))
-    lot = shown(lot, [*orders.values()], np.isfinite(x), strangers, ends=ends, limit=limit)
-    pairs = table.take(lot)
+    rows = shown(lot, [*orders.values()], np.isfinite(x), strangers, ends=ends, limit=limit)
+    pairs = table.take(rows)
     pictures = mosaic(index, _rows(index, pairs))
     classes = sorted(set(_classes(index, pairs["row"]) + _classes(index, pairs["neighbour"])))
     about = {
@@ -64,8 +69,8 @@ def read_scene(
         "tenths": {head: _tenths(wrong[order]) for head, order in orders.items()},
         "mosaic": {"columns": pictures.columns, "rows": pictures.rows, "tiny": pictures.tiny},
         "pairs": _pairs(pairs, index, classes, pictures)
-        | {"x": _rounded(x[lot], 2), "y": _rounded(y[lot], 2)}
-        | {"percentile": {h: _rounded(each[lot], 4) for h, each in percentiles.items()}},
+        | {"x": _rounded(x[rows], 2), "y": _rounded(y[rows], 2)}
+        | {"percentile": {h: _rounded(each[rows], 4) for h, each in percentiles.items()}},
     }
     return Scene(about, pictures)
 

@@ -116,7 +116,8 @@ def page(
     pictures: int,
 ) -> str:
     """Compose the page; its templates, style and scripts are the only files read."""
-    main, labels = main_head(run["heads"]), {head["name"]: marked(head) for head in run["heads"]}
+    chosen, labels = choices(run["heads"]), {head["name"]: marked(head) for head in run["heads"]}
+    main = chosen[0]
     groups = grouped(run["heads"], cells)
     heads, references = groups[0] + groups[1], groups[2]
     strongest = sorted(heads, key=lambda head: (head != main, -_height(cells, head)))
@@ -148,7 +149,7 @@ def page(
         dots=[Markup(dots(estimates, looks, column)) for column in columns],
         scenes=scenes,
         mapped=[s for s in scenes if any(x is not None for x in s.data["pairs"]["x"])],
-        choices=choices(run["heads"]),
+        choices=chosen,
         pictures=pictures,
         measures={name: table(cells, groups, measures(name)) for name in [AVERAGE, *names]},
         human=table(cells, groups, human(columns)),
@@ -160,17 +161,18 @@ def page(
         safe_swatches={case: Markup(swatch(look)) for case, look in CASES.items()},
         curation=curation,
         costs=costs,
-        css=Markup((HERE / "report.css").read_text()),
-        data=_json(_drawn(run, labels, looks, scenes)),
+        data=_json(_drawn(chosen, labels, looks, scenes)),
         scripts=scripts(),
     )
 
 
-def _drawn(run: Json, labels: dict[str, str], looks: dict[str, Style], scenes: list[Scene]) -> Json:
+def _drawn(
+    chosen: list[str], labels: dict[str, str], looks: dict[str, Style], scenes: list[Scene]
+) -> Json:
     """Return all that the page's script draws."""
     return {
         "heads": [{"name": h, "label": labels[h]} | _line(looks[labels[h]]) for h in labels],
-        "choices": choices(run["heads"]),
+        "choices": chosen,
         "cases": [{"name": case} | _line(look) for case, look in CASES.items()],
         "sets": [scene.data for scene in scenes],
     }
@@ -223,15 +225,6 @@ def scatters(cells: Cells, kinds: Table, looks: dict[str, Style]) -> list[Markup
         return Markup(against(places, looks, x.title, y.title))
 
     return [draw(x, y) for x in kinds.columns[-1:] for y in kinds.columns[:-1]]
-
-
-def main_head(heads: list[Json]) -> str:
-    """Return the head that the notes and pictures are about: the first asked for.
-
-    One with the neighbours of the frozen embedding, which are those pictured, comes before others.
-    """
-    own = [head for head in heads if not head.get("reference")]
-    return min(own, key=lambda head: head["mapped"])["name"]
 
 
 def grouped(heads: list[Json], cells: Cells) -> list[list[str]]:
